@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from scalelab.forecast.published_laws import PUBLISHED_LAWS, nearest_law
 from scalelab.report import figures_compare
 from scalelab.units import format_flops, format_quantity, parse_quantity
 from scalelab_dashboard import glossary, queries, tables_of, ui, waiting
-from scalelab_dashboard.fits import Failure
+from scalelab_dashboard.fits import Failure, FitKey
 
 if TYPE_CHECKING:
     from scalelab.fit.outcome import Interval
@@ -63,7 +64,7 @@ def show(choice: Choice) -> None:
     if reports is None:
         return
     flops = parse_quantity(text, what="compute") if text else None
-    keys = tuple(choice.keys[name] for name in (choice.shown, *chosen) if name in choice.keys)
+    keys = tuple(_key(choice, name) for name in (choice.shown, *chosen) if name in choice.keys)
     found = queries.comparison((choice.shown, *chosen), keys, flops, choice.level, reports)
     if isinstance(found, Failure):
         ui.failure(found)
@@ -72,6 +73,8 @@ def show(choice: Choice) -> None:
     words = ["scalelab", "compare", *(_word(choice, name) for name in (choice.shown, *chosen))]
     words += ["--results", choice.results, *(["--flops", text] if text else [])]
     words += ["--level", f"{choice.level:g}"] if choice.level != 0.9 else []
+    metric = choice.key.reading.metric
+    words += ["--metric", metric] if metric else []
     ui.command(words)
 
 
@@ -97,12 +100,22 @@ def _word(choice: Choice, name: str) -> str:
     return name.removeprefix(LAW) if key is None else key.file or name
 
 
+def _key(choice: Choice, name: str) -> FitKey:
+    """Return the fit of a sweep or table by the metric of the sidebar, where it has that."""
+    key = choice.keys[name]
+    metric = None if choice.key is None else choice.key.reading.metric
+    if metric is None or name == choice.shown:
+        return key
+    known = queries.metrics(key.results, key.stamp, key.file, key.sweep, key.mapping, key.reading)
+    return replace(key, reading=replace(key.reading, metric=metric)) if metric in known else key
+
+
 def _reports(choice: Choice, chosen: list[str]) -> dict[str, FitReport] | None:
     """Return the fits of the chosen runs, or None while one runs or if one failed."""
     found: dict[str, FitReport] = {}
     for name in (choice.shown, *chosen):
         if name in choice.keys:
-            report = waiting.report(choice, choice.keys[name])
+            report = waiting.report(choice, _key(choice, name))
             if report is None:
                 return None
             found[name] = report
