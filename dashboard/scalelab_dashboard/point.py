@@ -106,8 +106,9 @@ def offer(choice: Choice, warnings: Sequence[FitWarning], n_rows: int) -> None:
         on_click=_set_excluded,
         args=((*choice.excluded, *names),),
         key="exclude_outliers",
-        help=ui.as_text(f"--exclude {text_of_names(names)}. {CONDITION}"),
+        help=ui.as_text(f"--exclude {text_of_names(names)}."),
     )
+    st.caption(CONDITION)
 
 
 def panel(choice: Choice, report: FitReport | None) -> None:

@@ -277,7 +277,7 @@ def _excluded(whole: FitKey) -> tuple[FitKey, tuple[str, ...]]:
         "Exclude runs",
         key=point.EXCLUDE,
         bind="query-params",
-        placeholder="click a point, or 12,15",
+        placeholder="click a point, or type names",
         help="run_ids, or runs or lines of a table, with commas: scalelab fit --exclude.",
     )
     names = attempt(lambda: point.parsed(text))

@@ -21,11 +21,12 @@ from scalelab.forecast.allocate import Forecast, derived, frontier, parse_reques
 from scalelab.forecast.bands import Bands
 from scalelab.forecast.comparable import NO, Comparability, comparability
 from scalelab.forecast.comparison_words import answer_of, details_of
+from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.forecaster import Forecaster, forecaster
 from scalelab.forecast.headline import exponents
 from scalelab.forecast.law_file import SavedLaw
-from scalelab.forecast.loss_gap import SPAN, LossGap, loss_gaps, plain
+from scalelab.forecast.loss_gap import SPAN, LossGap, loss_gaps, plain, plain_factor
 from scalelab.forecast.verdict import verdict_on
 from scalelab.records.types import Observations
 from scalelab.units import format_flops, plural
@@ -70,6 +71,7 @@ class Source:
     def of_report(cls, name: str, report: FitReport) -> Source:
         """Return the runs of a fit."""
         rows = report.observations
+        within = fitted_range(rows)
         return cls(
             name=name,
             kind="runs",
@@ -78,7 +80,7 @@ class Source:
             verdict=verdict_on(report.warnings, has_answer=report.has_answer).label,
             fit=report.fit,
             rows=rows,
-            span=(float(rows.flops.min()), float(rows.flops.max())),
+            span=(within.least_flops, within.flops),
         )
 
     @classmethod
@@ -162,7 +164,7 @@ class Compared:
             "a": None if slopes is None else plain(slopes[0]),
             "b": None if slopes is None else plain(slopes[1]),
             "optimum": None if self.forecast is None else self.forecast.to_dict(),
-            "speedup": None if self.speedup is None else plain(self.speedup),
+            "speedup": None if self.speedup is None else plain_factor(self.speedup),
             "gap": self.gap and self.gap.to_dict(),
             "gaps": [each.to_dict() for each in self.gaps],
             "one_factor": self.one_factor and self.one_factor.to_dict(),

@@ -151,13 +151,14 @@ def _gap_words(part: Compared, first: Compared) -> list[str]:
         f"At {format_flops(gap.flops)} FLOP: loss {gap.loss:.4g} against {gap.reference:.4g}, "
         f"{difference} {part.source.rows.metric.unit}."
     ]
+    far: dict[str, list[str]] = {}
     for each in (part.source, first.source):
         times = max(gap.flops / each.span[1], each.span[0] / gap.flops)
         if times > FAR:
             side = "above" if gap.flops > each.span[1] else "below"
-            said.append(
-                f"That is {format_times(times)} {side} the compute of the runs of {each.name}."
-            )
+            far.setdefault(f"{format_times(times)} {side}", []).append(each.name)
+    for where, names in far.items():
+        said.append(f"That is {where} the compute of the runs of {' and '.join(names)}.")
     if part.bands is None or first.bands is None:
         return said
     common = [pick(part.source.span[i], first.source.span[i]) for i, pick in enumerate((max, min))]

@@ -338,6 +338,6 @@ def _next(given: NextCommand, flops: float) -> tuple[tuple[str, ...], str]:
     """Return the words of the next command and what it does."""
     if given.can_decide:
         words = ("scalelab", "decide", *given.runs, "--flops", format_flops(flops))
-        return words, "compares models for this compute, with their costs"
+        return words, "compare models for this compute, with their costs"
     words = ("scalelab", "fit", *given.runs, "--predict", f"C={format_flops(FACTOR * flops)}")
-    return words, "predicts a larger run"
+    return words, "predict a larger run"

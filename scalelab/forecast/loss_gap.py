@@ -56,14 +56,14 @@ class LossGap:
         return _inverse(self.compute)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object; limits that are not known are null."""
+        """Return the JSON object; what is not known or beyond the frontiers is null."""
         return {
             "flops": self.flops,
             "loss": self.loss,
             "reference_loss": self.reference,
             "loss_difference": plain(self.difference),
-            "compute": plain(self.compute),
-            "speedup": plain(self.speedup),
+            "compute": plain_factor(self.compute),
+            "speedup": plain_factor(self.speedup),
         }
 
 
@@ -153,6 +153,11 @@ def _inverse(interval: Interval) -> Interval:
         for each in (interval.value, interval.high, interval.low)
     )
     return Interval(value=value, low=low, high=high)
+
+
+def plain_factor(interval: Interval) -> dict[str, float | None]:
+    """Return a factor for JSON; 0, for beyond the frontiers, is null as infinity is."""
+    return {name: end or None for name, end in plain(interval).items()}
 
 
 def plain(interval: Interval) -> dict[str, float | None]:

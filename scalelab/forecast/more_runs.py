@@ -242,11 +242,11 @@ def plans(budgets: tuple[AddedBudget, ...]) -> tuple[tuple[str, tuple[AddedBudge
 
 
 def total_words(rows: tuple[AddedBudget, ...]) -> str:
-    """Return the runs and FLOPs of rows together, such as ``8 runs of 4.15e20 FLOP in all``."""
+    """Return the runs and FLOPs of rows together, such as ``8 runs, 4.15e20 FLOP in all``."""
     runs = plural(sum(len(each.n_params) for each in rows), "run")
     share = format_quantity(100 * sum(each.share for each in rows), 2)
     flops = format_flops(sum(each.flops for each in rows))
-    return f"{runs} of {flops} FLOP in all, +{share} % of your compute"
+    return f"{runs}, {flops} FLOP in all, +{share} % of your compute"
 
 
 def of_sweep(

@@ -52,7 +52,7 @@ def test_overview_and_decide_state_one_interval_and_one_advice(
     sweeps = [block for block in commands(overview) if "sweep isoflop" in block]
     # the sizes that three budgets lack, then the row that narrows the answer most
     assert [each.count("--name narrow --extend --results") for each in sweeps] == [3, 1]
-    assert re.search(r"\d+ runs of [\d.e]+ FLOP in all", texts[0])
+    assert re.search(r"\d+ runs, [\d.e]+ FLOP in all", texts[0])
     sizes = re.search(r"([\d.]+[MB]) \[([\d.]+[MB]), ([\d.]+[MB])\] parameters", texts[0])
     assert sizes is not None
     assert all(sizes[0] in text for text in texts)

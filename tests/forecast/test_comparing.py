@@ -279,7 +279,7 @@ def test_the_report_has_the_comparison(tmp_path: Path, tables: Path) -> None:
 
 def test_a_compute_beyond_the_runs_is_named(compared: SourceComparison) -> None:
     found = compare_sources([part.source for part in compared.parts[:2]], flops=1e21)
-    assert "That is 10x above the compute of the runs of recipe-b." in found.details[0]
+    assert "That is 10x above the compute of the runs of recipe-b and recipe-a." in found.details[0]
     assert compared.parts[1].gap is not None
     assert found.parts[1].gap is not None
     widths = [
@@ -319,7 +319,9 @@ def test_the_speed_up_of_a_steeper_law_changes_with_compute() -> None:
     (wide,) = loss_gaps(_frontier(flops, 0.99 * loss, 0.2), curves[0], [1e18])
     assert wide.compute.low == 0
     assert _limits(wide.speedup, "{:.2f}".format).endswith(", no limit]")
-    assert not loss_gaps(_frontier(flops, 9 * loss), curves[0], [1e21])[0].is_reached
+    (never,) = loss_gaps(_frontier(flops, 9 * loss), curves[0], [1e21])
+    assert not never.is_reached
+    assert set(never.to_dict()["speedup"].values()) == {None}
     assert loss_gaps(curves[1], curves[0], [1e25]) == ()
 
 

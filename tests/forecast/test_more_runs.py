@@ -174,7 +174,7 @@ def test_the_plans_have_totals_and_the_narrowest_row_too(narrow, report):
     assert list(rows) == lacking
     runs, flops = sum(len(each.n_params) for each in lacking), sum(each.flops for each in lacking)
     assert (
-        f"These commands plan the first 3 rows: {runs} runs of {format_flops(flops)} FLOP in all"
+        f"These commands plan the first 3 rows: {runs} runs, {format_flops(flops)} FLOP in all"
         in first
     )
     assert "Add the other options of your sweep" in first
