@@ -122,9 +122,12 @@ def decide(
         fitted, kept = source.fitted_range(), source.warnings
         found: Forecaster = forecaster(law, level, fitted)
         beside = None
+        has_intervals = source.has_uncertainty
     else:
         found, beside = source.forecaster, source.law_forecaster
         fitted, kept = fitted_range(source.observations), source.warnings
+        has_intervals = True
+    dense = found
     found = at_experts(found, rule)
     if not candidates and not is_bounded(limits):
         limits = replace(limits, flops=usual_flops(source))
@@ -162,16 +165,17 @@ def decide(
     ]
     # warnings about the forecasts of the report are not about this decision
     others = [warning for warning in kept if warning.code != "extrapolation"]
-    if isinstance(source, FitReport) and (chosen := answer.best) is not None:
+    if (chosen := answer.best) is not None and has_intervals:
         with contextlib.suppress(ScalelabError):
             if not candidates:
                 at = parse_request(f"C={format_flops(chosen.flops)}")
-                optimum = source.forecaster.forecast(at)
+                optimum = dense.forecast(at)
                 others += wide_optimum(optimum)
                 if _is_optimal(chosen, optimum):
                     answer = replace(answer, optimum=optimum)
-        with contextlib.suppress(ScalelabError):
-            answer = replace(answer, to_add=_narrower(source, chosen))
+        if isinstance(source, FitReport):
+            with contextlib.suppress(ScalelabError):
+                answer = replace(answer, to_add=_narrower(source, chosen))
     warnings = ordered([*others, *far, *answer.warnings])
     return Decision.of(replace(answer, warnings=warnings))
 

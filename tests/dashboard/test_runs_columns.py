@@ -1,7 +1,7 @@
 """Columns of the Runs view: settings are shown where the runs differ in them."""
 
 import pandas as pd
-from scalelab_dashboard.views.runs import COLUMNS, VARYING, same_words, shared, varying, view
+from scalelab_dashboard.views.runs import COLUMNS, MARK, VARYING, same_words, shared, varying, view
 
 from scalelab.store import schema
 
@@ -38,7 +38,7 @@ def test_constant_settings_and_those_that_follow_from_the_size_are_hidden():
 def test_the_columns_exist_in_the_store():
     names = {column.name for column in schema.RUNS.columns}
     assert set(VARYING) <= names
-    assert set(COLUMNS) - {"epochs", "wall_s", "attempts"} <= names | {"run_id", "status"}
+    assert set(COLUMNS) - {"epochs", "wall_s", "attempts", MARK} <= names | {"run_id", "status"}
 
 
 def test_what_all_runs_have_in_common_is_a_sentence_and_no_column():
