@@ -80,13 +80,13 @@ def test_a_wrong_kernel_is_ruled_out_and_the_run_has_the_losses_of_the_reference
     eager = replace(AUTO_REQUEST, step="eager")
     run, plain = make_run("qualified", **fields), make_run("plain", **fields)
     assert run_attempt(run.path, dataset.folder, eager, qualify=request) == "done"
-    reference = ExecutionSpec(metrics_interval_steps=4)
+    reference = ExecutionSpec(attention="sdpa", metrics_interval_steps=4)
     assert run_attempt(plain.path, dataset.folder, reference) == "done"
     assert curve(run) == curve(plain)
     assert result(run).loss_nats == result(plain).loss_nats
     note = last_note(run)["qualification"]
     assert note["requested"] == {"step": "eager", "kernels": "auto", "attention": "auto"}
-    assert name_of(note["chosen"]) == "eager + reference + explicit"
+    assert name_of(note["chosen"]) == "eager + reference + sdpa"
     (out,) = note["ruled_out"]
     assert (name_of(out), out["status"]) == (TRITON, "wrong")
     assert "swiglu" in out["reason"]
