@@ -109,12 +109,12 @@ def main() -> None:
         )
     state.follow(choice, state.asked())
     st.header(title)
+    of_link = st.container()
     if UNKNOWN in st.session_state:
-        st.warning(
+        of_link.warning(
             f"There is no view **{ui.as_text(st.session_state[UNKNOWN])}** of "
             f"{ui.as_text(choice.shown)}. Views: {', '.join(views)}."
         )
-    of_link = st.container()
     shown[title](choice)
     with of_link:
         link.tell(title, st.session_state.get(UNKNOWN))

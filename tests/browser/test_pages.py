@@ -9,8 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, WebSocketRoute, expect
 from scalelab_dashboard.app import OF_SWEEPS
+from streamlit.proto.BackMsg_pb2 import BackMsg
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -144,6 +145,55 @@ def test_a_new_snapshot_appears_without_a_reload_and_nobody_loses_their_place(
     finally:
         stores.withdraw(server.results)
     assert seen.errors == []
+
+
+def test_a_search_that_arrives_when_the_fit_is_done_is_obeyed(
+    address: Callable[[str], Any],
+    stores: ModuleType,
+    visit: Callable[..., Any],
+    settle: Callable[[Page, str], None],
+) -> None:
+    """The browser asks for the part of the page that it shows, which the server redraws then."""
+    server = address("empty")
+    page, _ = visit("about:blank")
+    held: list[bytes] = []
+    servers: list[WebSocketRoute] = []
+
+    def connect(route: WebSocketRoute) -> None:
+        to_server = route.connect_to_server()
+        servers.append(to_server)
+
+        def forward(data: str | bytes) -> None:
+            message = BackMsg.FromString(data if isinstance(data, bytes) else data.encode())
+            found = [
+                each
+                for each in message.rerun_script.widget_states.widgets
+                if each.id.endswith("-find") and each.string_value
+            ]
+            if found and not message.rerun_script.is_auto_rerun:
+                held.append(message.SerializeToString())
+                return
+            for each in found:
+                each.string_value = ""  # a check that left before the search
+            to_server.send(message.SerializeToString())
+
+        route.on_message(forward)
+
+    page.route_web_socket("**/_stcore/stream*", connect)
+    try:
+        stores.generated(server.results, 4_001)
+        page.goto(server.at(page="Runs"))
+        waits = page.get_by_text("Looking for outliers")
+        waits.wait_for()
+        page.get_by_label("Find", exact=True).fill("no run has this name")
+        page.get_by_label("Find", exact=True).press("Enter")
+        waits.wait_for(state="detached")
+        settle(page, "Runs")
+        assert len(held) == 1
+        servers[-1].send(held[0])
+        page.get_by_text("0 of 4,001 runs").wait_for(timeout=60_000)
+    finally:
+        stores.withdraw(server.results)
 
 
 def test_hostile_text_is_shown_and_never_obeyed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -18,7 +19,13 @@ HOSTILE_NAME = "<img src=x onerror=alert(1)> `a` **b** $x^2$ [x](javascript:aler
 
 
 def generated(
-    results: Path, n_runs: int, *, name: str = "generated", seed: int = 0, is_added: bool = False
+    results: Path,
+    n_runs: int,
+    *,
+    name: str = "generated",
+    seed: int = 0,
+    is_added: bool = False,
+    change: Callable[[duckdb.DuckDBPyConnection], None] | None = None,
 ) -> None:
     """Publish a finished isoFLOP sweep of the Chinchilla law, the best 1,000 runs with curves."""
     rng = np.random.default_rng(seed)
@@ -44,13 +51,14 @@ def generated(
             }
         ),
         is_added=is_added,
+        change=change,
     )
 
 
 def running(results: Path, *, n_runs: int = 80, is_added: bool = False) -> None:
     """Publish a running sweep: most runs done, two running, two failed, the rest planned."""
-    generated(results, n_runs, name="half-done", is_added=is_added)
-    with duckdb.connect(str(snapshot_path(results))) as connection:
+
+    def stop(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(
             "CREATE TEMP TABLE o AS SELECT run_id FROM sweeps WHERE sweep = 'half-done' "
             "ORDER BY position"
@@ -62,14 +70,26 @@ def running(results: Path, *, n_runs: int = 80, is_added: bool = False) -> None:
                 [status, HOSTILE if status == "failed" else None, high - low, low],
             )
 
+    generated(results, n_runs, name="half-done", is_added=is_added, change=stop)
+
 
 def withdraw(results: Path) -> None:
     """Take the snapshot away."""
     snapshot_path(results).unlink(missing_ok=True)
 
 
-def publish(results: Path, name: str, frame: pd.DataFrame, *, is_added: bool = False) -> None:
-    """Publish a snapshot that holds this sweep, alone or added to those before."""
+def publish(
+    results: Path,
+    name: str,
+    frame: pd.DataFrame,
+    *,
+    is_added: bool = False,
+    change: Callable[[duckdb.DuckDBPyConnection], None] | None = None,
+) -> None:
+    """Publish a snapshot that holds this sweep, alone or added to those before.
+
+    ``change`` edits the tables before the page can see them.
+    """
     results.mkdir(parents=True, exist_ok=True)
     path = snapshot_path(results)
     building = path.with_suffix(".building")
@@ -136,5 +156,7 @@ def publish(results: Path, name: str, frame: pd.DataFrame, *, is_added: bool = F
             "0.3 + 1 / i AS grad_norm, 4e5 AS tokens_per_s, 380.0 AS tflops_per_s, 0.38 AS mfu "
             "FROM (SELECT * FROM new_runs ORDER BY loss_nats LIMIT 1000), range(1, 61) AS t(i)"
         )
+        if change is not None:
+            change(connection)
         connection.execute("CHECKPOINT")
     building.replace(path)

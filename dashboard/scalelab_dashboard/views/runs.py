@@ -82,7 +82,10 @@ def show(choice: Choice) -> None:
             st.info("The rows of a table are in the **Data** view.")
         return
     table = queries.runs(choice.results, choice.source.name, choice.stamp)
-    marks = point.marks(choice)
+    # A fragment is known by its place: it must not move when the fit is done, or what the reader
+    # types at that moment is for a fragment that is not there any more.
+    with st.container():
+        marks = point.marks(choice)
     if marks:
         table = table.assign(**{MARK: table["run_id"].map(marks).fillna("")})
         table = table.iloc[(table[MARK] == "").to_numpy().argsort(kind="stable")]
@@ -126,9 +129,10 @@ def browser(choice: Choice, table: pd.DataFrame) -> None:
         f"{len(found):,} of {len(table):,} runs{where}. Click a header to sort, or the left edge "
         f"of a row to select it (up to {MAX_SELECTED})." + ui.as_text(same_words(same))
     )
-    _faults(choice, found, shown.iloc[chosen])
-    if len(chosen) == 1:
-        _one(choice, str(shown["run_id"].iloc[chosen[0]]))
+    with st.container():  # keeps the place of the curves, as in `show`
+        _faults(choice, found, shown.iloc[chosen])
+        if len(chosen) == 1:
+            _one(choice, str(shown["run_id"].iloc[chosen[0]]))
     ids = tuple(shown["run_id"].iloc[chosen]) or _best(found)
     if ids and choice.source.kind != "import":
         curves(choice, ids, is_chosen=bool(chosen))
