@@ -40,7 +40,7 @@ from scalelab.forecast.mixture import Mixture
 from scalelab.forecast.modes import FormPosterior
 from scalelab.forecast.one_thread import on_one_thread
 from scalelab.forecast.points import Points
-from scalelab.forecast.spectrum import distances, log_evidence, matern
+from scalelab.forecast.spectrum import Grid, distances, log_evidence, matern
 from scalelab.forecast.whitened import (
     ALL,
     PAIRS,
@@ -313,15 +313,14 @@ def _fit(
     forms, lines, widened = describing_forms(
         points, y, () if near is None else near.forms, is_only_count=is_only_count
     )
-    misfits, noises = np.array(PAIRS).T
     tried = []
     asked = ALL if near is None else near.main_systems
     for system in systems(points, widened, clusters, asked):
-        prior = log_priors(system.length)
+        grid, prior = Grid.of(system, PAIRS), log_priors(system.length)
         for form, (value, slope) in zip(forms, lines, strict=True):
             turned = system.turn.T @ slope
             target = system.turn.T @ (y - value + slope @ form.z)
-            evidences = log_evidence(target, turned, system, misfits, noises)
+            evidences = log_evidence(target, turned, grid)
             # A form with slopes too large for double precision gives evidences that no rows have.
             if not np.abs(evidences).max() < MOST_EVIDENCE:
                 continue

@@ -18,7 +18,7 @@ from scalelab.forecast.modes import (
     Hyperparameters,
     fit_form,
     random_starts,
-    row_covariances,
+    row_grids,
 )
 from scalelab.forecast.points import Points
 from scalelab.forecast.priors import Prior, priors_of
@@ -103,7 +103,7 @@ def _at_modes(
 ) -> list[tuple[FormPosterior, Line]]:
     """Return the forms at their modes with their lines, without those of absurd size."""
     found = []
-    covariances = row_covariances(points, widened)
+    grids = row_grids(points, widened)
     known = {form.prior.law: form for form in near}
     bent = bent_priors(points.columns, is_only_count=is_only_count)
     for prior in (*priors_of(points.columns), *bent):
@@ -111,7 +111,7 @@ def _at_modes(
             starts = [prior.standardised(known[prior.law].theta), np.zeros(len(prior.mean))]
         else:
             starts = random_starts(prior, np.random.default_rng(SEED))
-        form = fit_form(prior, points, y, starts, Hyperparameters(), covariances)
+        form = fit_form(prior, points, y, starts, Hyperparameters(), grids)
         line = prior.log_loss(form.z, points.columns)
         if np.abs(line[0]).max() < LARGEST_LOG:
             found.append((form, line))

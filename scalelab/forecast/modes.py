@@ -12,24 +12,18 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
 
 from scalelab.arrays import FloatArray
 from scalelab.forecast.points import Points
 from scalelab.forecast.priors import Prior
-from scalelab.forecast.spectrum import (
-    RowCovariances,
-    Spectrum,
-    covariances_of,
-    distances,
-    log_evidence,
-)
+from scalelab.forecast.spectrum import Grid, distances, log_evidence, matern, spectrum_of
 from scalelab.theory.laws.base import Law
 
 MISFIT_GRID = (0.001, 0.003, 0.01, 0.03, 0.1)
 NOISE_GRID = (0.0005, 0.001, 0.002, 0.005, 0.01)
 LENGTH_GRID = (1.0, 2.0, 4.0, 8.0)
 """Grids of tau, sigma (in log loss) and of the kernel's length (in natural logs of N and D)."""
+PAIRS = tuple(product(MISFIT_GRID, NOISE_GRID))
 MISFIT, NOISE, LENGTH = 0.01, 0.002, 4.0
 SPREADS = (1.0, 1.0, 0.5)
 """Prior medians of tau, sigma and the length, and the spreads of their logarithms."""
@@ -52,6 +46,15 @@ class Hyperparameters:
             (self.misfit, self.noise, self.length), (MISFIT, NOISE, LENGTH), SPREADS, strict=True
         )
         return -0.5 * sum((math.log(value / m) / s) ** 2 for value, m, s in centres)
+
+
+CHOICES = tuple(
+    Hyperparameters(misfit=misfit, noise=noise, length=length)
+    for length in LENGTH_GRID
+    for misfit, noise in PAIRS
+)
+LOG_PRIORS = np.array([each.log_prior for each in CHOICES])
+"""The grid of hyperparameters, and the logs of their prior densities."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -86,13 +89,15 @@ class FormPosterior:
         return self.prior.law.from_coordinates(self.theta)
 
 
-def row_covariances(here: Points, widened: FloatArray | None = None) -> RowCovariances:
-    """Return the covariances of rows, the same for every form.
+def row_grids(here: Points, widened: FloatArray | None = None) -> dict[float, Grid]:
+    """Return the rows for each length of `LENGTH_GRID`, the same for every form.
 
     ``widened`` is a factor of each row's noise variance, shape (m,); None for 1.
     """
     noise = here.noise_growth if widened is None else here.noise_growth * np.sqrt(widened)
-    return covariances_of(distances(here.features), noise, LENGTH_GRID)
+    gaps = distances(here.features)
+    spectra = {length: spectrum_of(matern(gaps, length), noise) for length in LENGTH_GRID}
+    return {length: Grid.of(spectrum, PAIRS) for length, spectrum in spectra.items()}
 
 
 def random_starts(prior: Prior, rng: np.random.Generator) -> list[FloatArray]:
@@ -107,7 +112,7 @@ def fit_form(
     y: FloatArray,
     starts: Sequence[FloatArray],
     hyperparameters: Hyperparameters,
-    covariances: RowCovariances,
+    grids: Mapping[float, Grid],
 ) -> FormPosterior:
     """Return the posterior of one form, by alternating between mode and hyperparameters.
 
@@ -122,21 +127,18 @@ def fit_form(
         Standardised coordinates from which the mode is searched.
     hyperparameters : Hyperparameters
         Those of the first search.
-    covariances : RowCovariances
-        From `row_covariances`.
+    grids : Mapping[float, Grid]
+        From `row_grids`.
     """
+    at = np.stack(starts)
     for _ in range(2):
-        root = cholesky(
-            hyperparameters.misfit**2 * covariances.kernels[hyperparameters.length]
-            + np.diag((hyperparameters.noise * covariances.noise) ** 2),
-            lower=True,
-            check_finite=False,
+        white = grids[hyperparameters.length].spectrum.whitening(
+            hyperparameters.misfit, hyperparameters.noise
         )
-        ends = [_mode(prior, here.columns, y, root, start) for start in starts]
-        z = min(ends, key=lambda end: end[1])[0]
-        starts = [z]
+        z = _mode(prior, here.columns, y, white, at)
+        at = z[None]
         value, slope = prior.log_loss(z, here.columns)
-        evidence, best = _best_hyperparameters(y - value + slope @ z, slope, covariances.spectra)
+        evidence, best = _best_hyperparameters(y - value + slope @ z, slope, grids)
         if best == hyperparameters:
             break
         hyperparameters = best
@@ -147,49 +149,75 @@ def _mode(
     prior: Prior,
     columns: Mapping[str, FloatArray],
     y: FloatArray,
-    root: FloatArray,
+    white: FloatArray,
     z: FloatArray,
-) -> tuple[FloatArray, float]:
-    """Return the posterior mode near z and its misfit, by Levenberg-Marquardt."""
+) -> FloatArray:
+    """Return the best posterior mode near several points, by Levenberg-Marquardt.
 
-    def at(z: FloatArray) -> tuple[FloatArray, FloatArray, float]:
-        value, slope = prior.log_loss(z, columns)
-        joint = np.column_stack([y - value, slope])
-        white = solve_triangular(root, joint, lower=True, check_finite=False)
-        return white[:, 0], white[:, 1:], 0.5 * float(white[:, 0] @ white[:, 0] + z @ z)
+    The points move together, each with its own damping: one evaluation of the law serves them all.
+
+    Parameters
+    ----------
+    prior : Prior
+    columns : Mapping[str, ndarray of shape (m,)]
+    y : ndarray of shape (m,)
+    white : ndarray of shape (m, m)
+        Makes residuals independent and of variance 1.
+    z : ndarray of shape (s, p)
+    """
+
+    def at(z: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        value, slope = prior.log_losses(z, columns)
+        s, p, m = slope.shape
+        joint = np.concatenate([(y - value)[:, None], slope], axis=1).reshape(-1, m)
+        turned = (joint @ white.T).reshape(s, 1 + p, m)
+        residual = turned[:, 0]
+        squares = np.einsum("sm,sm->s", residual, residual) + np.einsum("sp,sp->s", z, z)
+        return residual, turned[:, 1:], 0.5 * squares
+
+    def system(z: FloatArray, residual: FloatArray, slope: FloatArray) -> tuple[FloatArray, ...]:
+        hessian = slope @ slope.transpose(0, 2, 1) + np.eye(z.shape[1])
+        return hessian, (slope @ residual[:, :, None])[:, :, 0] - z
 
     residual, slope, cost = at(z)
-    damping = 1e-3
-    for _ in range(MAX_STEPS):
-        hessian = slope.T @ slope + np.eye(len(z))
-        diagonal = np.diag(np.diag(hessian))
-        gradient = slope.T @ residual - z
-        gain = 0.0
-        while damping < 1e8:
-            step = np.linalg.solve(hessian + damping * diagonal, gradient)
-            tried = at(z + step)
-            if tried[2] < cost:
-                gain, z = cost - tried[2], z + step
-                residual, slope, cost = tried
-                damping = max(damping / 5.0, 1e-9)
-                break
-            damping *= 4.0
-        if gain < 1e-6:
-            break
-    return z, cost
+    hessian, gradient = system(z, residual, slope)
+    damping, steps = np.full(len(z), 1e-3), np.zeros(len(z), dtype=int)
+    ends, costs, index = z.copy(), cost.copy(), np.arange(len(z))
+    while len(index):
+        diagonal = np.einsum("spp->sp", hessian)
+        damped = hessian + (damping[:, None] * diagonal)[:, :, None] * np.eye(z.shape[1])
+        trial = z + np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
+        residual, slope, tried = at(trial)
+        better = tried < cost
+        gain = np.where(better, cost - tried, 0.0)
+        damping = np.where(better, np.maximum(damping / 5.0, 1e-9), damping * 4.0)
+        steps += better
+        if better.any():
+            z = np.where(better[:, None], trial, z)
+            cost = np.where(better, tried, cost)
+            new_hessian, new_gradient = system(trial, residual, slope)
+            hessian = np.where(better[:, None, None], new_hessian, hessian)
+            gradient = np.where(better[:, None], new_gradient, gradient)
+        ends[index], costs[index] = z, cost
+        going = np.where(better, (gain >= 1e-6) & (steps < MAX_STEPS), damping < 1e8)
+        if not going.all():
+            index, z, cost = index[going], z[going], cost[going]
+            hessian, gradient = hessian[going], gradient[going]
+            damping, steps = damping[going], steps[going]
+    return np.asarray(ends[int(np.argmin(costs))])
 
 
 def _best_hyperparameters(
-    y: FloatArray, slope: FloatArray, spectra: Mapping[float, Spectrum]
+    y: FloatArray, slope: FloatArray, grids: Mapping[float, Grid]
 ) -> tuple[float, Hyperparameters]:
     """Return the largest log evidence of the linearised form and its hyperparameters."""
-    best = (-math.inf, Hyperparameters())
-    pairs = tuple(product(MISFIT_GRID, NOISE_GRID))
-    for length, spectrum in spectra.items():
-        turned = spectrum.turn.T @ slope
-        evidences = log_evidence(spectrum.turn.T @ y, turned, spectrum, *np.array(pairs).T)
-        for (misfit, noise), evidence in zip(pairs, evidences, strict=True):
-            hyperparameters = Hyperparameters(misfit=misfit, noise=noise, length=length)
-            if evidence + hyperparameters.log_prior > best[0]:
-                best = (evidence + hyperparameters.log_prior, hyperparameters)
-    return best
+    turns = (grid.spectrum.turn.T for grid in grids.values())
+    evidences = np.concatenate(
+        [
+            log_evidence(turn @ y, turn @ slope, grid)
+            for turn, grid in zip(turns, grids.values(), strict=True)
+        ]
+    )
+    totals = np.where(np.isnan(evidences), -np.inf, evidences + LOG_PRIORS)
+    best = int(np.argmax(totals))
+    return float(totals[best]), CHOICES[best]

@@ -34,7 +34,7 @@ from scalelab.forecast.modes import (
     Hyperparameters,
     fit_form,
     random_starts,
-    row_covariances,
+    row_grids,
 )
 from scalelab.forecast.one_thread import on_one_thread
 from scalelab.forecast.points import Points
@@ -122,7 +122,7 @@ def fit_posterior(
     earlier = {form.prior.law: form for form in before}
     priors = priors_of(points.columns)
     if len(y):
-        covariances = row_covariances(here)
+        grids = row_grids(here)
         found = []
         for prior in priors:
             known = earlier.get(prior.law)
@@ -130,7 +130,7 @@ def fit_posterior(
             if known is not None:
                 starts.append(prior.standardised(known.theta))
                 hyperparameters = known.hyperparameters
-            found.append(fit_form(prior, here, y, starts, hyperparameters, covariances))
+            found.append(fit_form(prior, here, y, starts, hyperparameters, grids))
     else:
         found = [_untouched(prior) for prior in priors]
     return _average(points, observed, y, level, found)

@@ -87,12 +87,21 @@ class Prior:
 
         If the law has no positive finite value, the loss is `IMPOSSIBLE` and its slope 0.
         """
+        value, slope = self.log_losses(z[None], columns)
+        return value[0], slope[0].T
+
+    def log_losses(
+        self, z: FloatArray, columns: Mapping[str, FloatArray]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return `log_loss` at several z, shape (s, p): shapes (s, n) and (s, p, n)."""
         with np.errstate(all="ignore"):
-            value, gradient = self.law.slopes(self.theta(z)[None], columns)
-            slope = gradient[:, 0] / value[0]
-            is_possible = np.isfinite(value[0]) & (value[0] > 0) & np.isfinite(slope).all(axis=0)
-        slope = np.where(is_possible, slope, 0.0)
-        return np.log(np.where(is_possible, value[0], IMPOSSIBLE)), slope.T @ self.mix
+            value, gradient = self.law.slopes(self.mean + z @ self.mix.T, columns)
+            slope = gradient / value
+            is_possible = np.isfinite(value) & (value > 0) & np.isfinite(slope).all(axis=0)
+        if not is_possible.all():
+            slope = np.where(is_possible, slope, 0.0)
+            value = np.where(is_possible, value, IMPOSSIBLE)
+        return np.log(value), self.mix.T @ slope.transpose(1, 0, 2)
 
 
 IMPOSSIBLE = 1e6

@@ -8,7 +8,7 @@ of misfits and noises costs one decomposition of the rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,24 +35,9 @@ class Spectrum:
     values: FloatArray
     log_scale: float
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class RowCovariances:
-    """Covariances of rows: misfit of several lengths, and noise.
-
-    Attributes
-    ----------
-    kernels : Mapping[float, ndarray of shape (m, m)]
-        Correlation of the misfit for each length.
-    noise : ndarray of shape (m,)
-        Standard deviation of the noise, for a noise of 1.
-    spectra : Mapping[float, Spectrum]
-        Decompositions of the kernels relative to the noise.
-    """
-
-    kernels: Mapping[float, FloatArray]
-    noise: FloatArray
-    spectra: Mapping[float, Spectrum]
+    def whitening(self, misfit: float, noise: float) -> FloatArray:
+        """Return a matrix (m, m) that maps rows of this misfit and noise to independent ones."""
+        return self.turn.T / np.sqrt(misfit**2 * self.values + noise**2)[:, None]
 
 
 def spectrum_of(kernel: FloatArray, noise: FloatArray) -> Spectrum:
@@ -80,19 +65,33 @@ def spectra_of(kernels: Iterable[FloatArray], covariance: FloatArray) -> Iterato
         )
 
 
-def covariances_of(gaps: FloatArray, noise: FloatArray, lengths: Sequence[float]) -> RowCovariances:
-    """Return the covariances of rows with these distances, shape (m, m), and noises, shape (m,)."""
-    kernels = {length: matern(gaps, length) for length in lengths}
-    return RowCovariances(
-        kernels=kernels,
-        noise=noise,
-        spectra={length: spectrum_of(kernel, noise) for length, kernel in kernels.items()},
-    )
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Grid:
+    """Misfits and noises of rows, the same for every form.
+
+    Attributes
+    ----------
+    spectrum : Spectrum
+    inverse : ndarray of shape (k, m)
+        Inverse variances of the m turned rows for k misfits and noises.
+    log_det : ndarray of shape (k,)
+        Log determinants of the covariances.
+    """
+
+    spectrum: Spectrum
+    inverse: FloatArray
+    log_det: FloatArray
+
+    @classmethod
+    def of(cls, spectrum: Spectrum, pairs: Sequence[tuple[float, float]]) -> Grid:
+        """Return the grid of these misfits and noises."""
+        misfit, noise = np.array(pairs).T
+        inverse = 1.0 / ((misfit**2)[:, None] * spectrum.values + (noise**2)[:, None])
+        log_det = spectrum.log_scale - np.log(inverse).sum(axis=1)
+        return cls(spectrum=spectrum, inverse=inverse, log_det=log_det)
 
 
-def log_evidence(
-    y: FloatArray, slope: FloatArray, spectrum: Spectrum, misfit: FloatArray, noise: FloatArray
-) -> FloatArray:
+def log_evidence(y: FloatArray, slope: FloatArray, grid: Grid) -> FloatArray:
     """Return the log density of turned losses for k misfits and noises, up to a constant, (k,).
 
     Parameters
@@ -101,23 +100,20 @@ def log_evidence(
         Log losses relative to the linearised form, turned.
     slope : ndarray of shape (m, p)
         Derivative of the form by its parameters, turned; these are standard normal.
-    spectrum : Spectrum
-    misfit, noise : ndarray of shape (k,)
+    grid : Grid
     """
     p = slope.shape[1]
-    inverse = 1.0 / ((misfit**2)[:, None] * spectrum.values + (noise**2)[:, None])
     joint = np.column_stack([slope, y])
     upper = np.triu_indices(p + 1)
     # All products of two columns at once: one matrix product instead of k small ones.
-    products = inverse @ (joint[:, upper[0]] * joint[:, upper[1]])
-    inner = np.empty((len(inverse), p + 1, p + 1))
+    products = grid.inverse @ (joint[:, upper[0]] * joint[:, upper[1]])
+    inner = np.empty((len(products), p + 1, p + 1))
     inner[:, upper[0], upper[1]] = products
     inner[:, upper[1], upper[0]] = products
     along, square = inner[:, :p, p], inner[:, p, p]
     inner = inner[:, :p, :p] + np.eye(p)
     square = square - (along * np.linalg.solve(inner, along[:, :, None])[:, :, 0]).sum(axis=1)
-    log_det = np.linalg.slogdet(inner)[1] - np.log(inverse).sum(axis=1) + spectrum.log_scale
-    return np.asarray(-0.5 * (square + log_det))
+    return np.asarray(-0.5 * (square + np.linalg.slogdet(inner)[1] + grid.log_det))
 
 
 def distances(features: FloatArray) -> FloatArray:

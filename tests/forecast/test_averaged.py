@@ -16,7 +16,7 @@ from scalelab.forecast.bent import Broken
 from scalelab.forecast.describing import describing_forms
 from scalelab.forecast.mixture import Mixture
 from scalelab.forecast.points import Points
-from scalelab.forecast.spectrum import distances, log_evidence, matern
+from scalelab.forecast.spectrum import Grid, distances, log_evidence, matern
 from scalelab.forecast.whitened import PAIRS, systems
 from scalelab.records.types import Observations
 from scalelab.units import parse_quantity
@@ -99,7 +99,7 @@ def test_the_evidence_is_that_of_the_dense_covariance():
     system = list(systems(points, widened, clusters))[4]
     assert system.share > 0
     turned = system.turn.T @ slope
-    found = log_evidence(system.turn.T @ y, turned, system, *np.array(PAIRS).T)
+    found = log_evidence(system.turn.T @ y, turned, Grid.of(system, PAIRS))
     for (misfit, noise), value in list(zip(PAIRS, found, strict=True))[::7]:
         growth = points.noise_growth ** (system.growth / 0.15)
         dense = misfit**2 * matern(distances(points.features), system.length) + slope @ slope.T
