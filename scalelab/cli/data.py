@@ -104,7 +104,8 @@ def prepare(
     recursively. JSON, CSV and Parquet hold one document per row. Any other file is one
     document of UTF-8 text. Files of gzip, zstd, bzip2 and xz are unpacked. Of one long text, a
     stretch at its end is held out. With the same text as before, the prepared data is checked
-    against its hashes and repaired if needed.
+    against its hashes and repaired if needed. A long preparation that was stopped continues where
+    it was: run the same command again.
 
     Example: scalelab data prepare book.txt --eval-tokens 20K
 

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from scalelab.launch.base import LaunchView, Watcher
 
 REFRESH_S = 0.5
+LINE_S = 30.0
+"""Seconds between two lines about a preparation without a terminal."""
 
 
 @contextlib.contextmanager
 def preparing() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback for the data preparation: bars on a terminal, else silent."""
+    """Yield a callback for the data preparation: bars on a terminal, else now and then a line."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -34,15 +36,40 @@ def preparing() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(),
     )
     out = console(stderr=True)
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
+    if not out.is_terminal:
+        yield _StageLines()
+        return
+    with Progress(*columns, console=out, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage)
+                # a continued stage starts where it is: what was done before has no speed
+                tasks[stage] = bars.add_task(stage, completed=done, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
         yield report
+
+
+class _StageLines:
+    """Prints how far a stage is and when it ends, at most every `LINE_S` seconds, as in a log."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._start_s = self._line_s = time.monotonic()
+        self._start = 0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._start_s, self._start = stage, now_s, done
+        if now_s - self._line_s < LINE_S or not self._start < done < total:
+            return
+        self._line_s = now_s
+        left_s = (now_s - self._start_s) * (total - done) / (done - self._start)
+        console(stderr=True).print(
+            f"{stage}: {done / total:.0%}, about {format_duration(left_s)} left", soft_wrap=True
+        )
 
 
 @contextlib.contextmanager

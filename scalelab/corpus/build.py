@@ -2,7 +2,7 @@
 
 Two processes may prepare the same text at once. Each works in its own folder; the first to finish
 publishes its folder, the other deletes its equal copy. A killed process leaves a hidden folder,
-which a later preparation removes.
+which the next preparation of the same text continues, and any later one removes.
 """
 
 from __future__ import annotations
@@ -23,39 +23,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalelab.corpus.held_out import (
-    DOCUMENTS,
-    STRETCH,
-    Split,
-    TooFewError,
-    make_tokenizer,
-    split_documents,
-    split_stretch,
-)
-from scalelab.corpus.pieces import encode_pieces
 from scalelab.corpus.rejects import Rejects
 from scalelab.corpus.shards import (
     FINGERPRINT_LENGTH,
     FORMAT,
     MANIFEST_NAME,
     Manifest,
-    Shard,
-    ShardWriter,
     check_hashes,
-    fingerprints,
     read_manifest,
 )
 from scalelab.corpus.source import DataSource, SourceFile, find_files, unreadable
 from scalelab.corpus.spool import Progress, Spool, spool_documents
-from scalelab.corpus.text_identity import text_fingerprint
+from scalelab.corpus.text_dataset import write_text_dataset
 from scalelab.corpus.token_dataset import write_token_dataset
 from scalelab.corpus.token_files import find_eval_tokens, find_tokens
 from scalelab.corpus.token_source import TokenSource
-from scalelab.corpus.tokenizer import BpeTokenizer, SharedTokenizer, Tokenizer
-from scalelab.corpus.tokenizer_files import FileTokenizer
-from scalelab.corpus.tokenizer_names import find_tokenizer, is_file_name, short_name
+from scalelab.corpus.tokenizer import BpeTokenizer, SharedTokenizer
+from scalelab.corpus.tokenizer_names import find_tokenizer, is_file_name
+from scalelab.corpus.unfinished import TEXT, Unfinished, unfinished
 from scalelab.errors import DataError, unwritable
-from scalelab.units import plural
 
 LEFTOVER_AGE_S = 24 * 3600.0
 UNSETTLED_S = 2.0
@@ -93,29 +79,49 @@ def build_dataset(
     found = _known_dataset(source, files, known, checks_hashes=checks_hashes)
     if found is not None:
         return found
-    with scratch_folder(data) as scratch:
+    # A file that changed within the last clock tick could change again with the same time.
+    is_settled = newest_s < started_s - UNSETTLED_S
+    with _room(data), unfinished(data, listing, saves=is_settled) as work:
+        scratch = work.folder
         if tokens is None:
-            with Rejects(data / "rejects" / f"{listing}.jsonl", scratch / "rejects") as rejects:
-                spool = spool_documents(source, files, scratch / "text", rejects, progress)
+            rejects = data / "rejects" / f"{listing}.jsonl"
+            spool = _collect(source, files, work, rejects, progress)
             made = BpeTokenizer(shared.file()) if shared is not None else None
             cache = data / "tokenizers"
-            manifest = _write_dataset(source, spool, scratch, cache, progress, made)
-            manifest = replace(manifest, rejects=rejects.path.name if rejects.n_listed else None)
-            if keeps_documents and newest_s < started_s - UNSETTLED_S:
+            manifest = write_text_dataset(source, spool, work, cache, progress, made)
+            manifest = replace(manifest, rejects=rejects.name if spool.n_listed else None)
+            if keeps_documents and is_settled:
                 keep_hashes(spool, documents_file(data, listing), scratch)
         else:
             whole = scratch / "whole"
             whole.mkdir()
             manifest = write_token_dataset(source, tokens, evaluation, whole, progress)
         folder = publish(scratch / "whole", manifest, data)
-        # A file that changed within the last clock tick could change again with the same time.
-        if newest_s < started_s - UNSETTLED_S:
+        if is_settled:
             known.parent.mkdir(exist_ok=True)
             note = scratch / "note.json"
             kept = {name: getattr(manifest, name) for name in ("fingerprint", *COUNTED, "rejects")}
             note.write_text(json.dumps(kept))
             note.replace(known)
     return folder, manifest
+
+
+def _collect(
+    source: DataSource,
+    files: tuple[SourceFile, ...],
+    work: Unfinished,
+    rejects: Path,
+    progress: Progress,
+) -> Spool:
+    """Return the documents of all files: those that a stopped preparation collected, or read."""
+    spool = work.documents()
+    if spool is not None:
+        return spool
+    with Rejects(rejects, work.folder / "rejects") as listed:
+        spool = spool_documents(source, files, work.folder / TEXT, listed, progress)
+    if work.is_due:
+        work.save_documents(spool)
+    return spool
 
 
 def find_built(
@@ -219,17 +225,25 @@ def keep_hashes(spool: Spool, file: Path, scratch: Path) -> NDArray[np.uint64]:
 def scratch_folder(data: Path) -> Iterator[Path]:
     """Yield an empty folder next to the datasets; it is removed when the block ends."""
     scratch = data / f".preparing-{secrets.token_hex(8)}"
+    with _room(data):
+        try:
+            scratch.mkdir()
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _room(data: Path) -> Iterator[None]:
+    """Make the folder of prepared data and remove what is old; say what a disk error means."""
     try:
         data.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(data)
-        scratch.mkdir()
-        yield scratch
+        yield
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
         raise unwritable(data, "data", error) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _remove_leftovers(data: Path) -> None:
@@ -238,119 +252,6 @@ def _remove_leftovers(data: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > LEFTOVER_AGE_S:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_dataset(
-    source: DataSource,
-    spool: Spool,
-    scratch: Path,
-    cache: Path,
-    progress: Progress,
-    made: Tokenizer | None,
-) -> Manifest:
-    """Write the shards of a corpus to ``scratch / "whole"``, split in the first way that works.
-
-    ``made`` is the tokenizer if it was trained on other text as well.
-    """
-    folder = scratch / "whole"
-    ways = ((DOCUMENTS, split_documents), (STRETCH, split_stretch))
-    problem = ""
-    for kind, split in ways if len(spool) > 1 else ways[1:]:
-        folder.mkdir()
-        try:
-            tokenizer = made or make_tokenizer(source, spool, kind, cache, progress)
-            parts = split(source, spool, tokenizer, scratch)
-            train = _write_train(spool, parts, tokenizer, folder, progress)
-            n_train_tokens = sum(shard.n_tokens for shard in train)
-            if n_train_tokens >= source.eval_tokens:
-                return write_rest(source, spool, parts, tokenizer, train, folder)
-            problem = f"only {plural(n_train_tokens, 'token')} would be left for training"
-        except TooFewError as error:
-            problem = str(error)
-        shutil.rmtree(folder)
-    raise _too_small(source, spool, problem)
-
-
-def write_rest(
-    source: DataSource,
-    spool: Spool,
-    parts: Split,
-    tokenizer: Tokenizer,
-    train: tuple[Shard, ...],
-    folder: Path,
-) -> Manifest:
-    """Write the evaluation tokens and the tokenizer of a corpus, and return its manifest."""
-    writer = ShardWriter(folder, "eval", tokenizer.dtype)
-    writer.append(parts.eval_tokens)
-    evaluation = writer.finish()
-    tokenizer_sha256 = None
-    if tokenizer.file is not None:
-        content = tokenizer.file.read_bytes()
-        tokenizer_sha256 = hashlib.sha256(content).hexdigest()
-        (folder / f"tokenizer{tokenizer.file.suffix.lower()}").write_bytes(content)
-    fingerprint, eval_fingerprint = fingerprints(
-        short_name(source.tokenizer), tokenizer_sha256, train, evaluation
-    )
-    return Manifest(
-        fingerprint=fingerprint,
-        eval_fingerprint=eval_fingerprint,
-        tokenizer=short_name(source.tokenizer),
-        tokenizer_sha256=tokenizer_sha256,
-        vocab_size=tokenizer.vocab_size,
-        dtype=tokenizer.dtype.name,
-        n_documents=len(spool),
-        n_train_documents=len(parts.train),
-        n_held_out_documents=parts.n_held_out,
-        n_duplicates=spool.n_duplicates,
-        n_empty=spool.n_empty,
-        n_skipped_files=spool.n_skipped_files,
-        n_rejected=spool.n_rejected,
-        n_markup_files=spool.n_markup_files,
-        split=parts.kind,
-        held_out_share=parts.share,
-        eval_window_tokens=parts.window_tokens,
-        bytes_per_token=_bytes_per_token(tokenizer, parts),
-        end_token=tokenizer.end_token,
-        tokenizer_pattern=source.tokenizer_pattern,
-        special_tokens=source.special_tokens,
-        text_fingerprint=text_fingerprint(spool),
-        source=source.describe(),
-        train=train,
-        evaluation=evaluation,
-    )
-
-
-def _bytes_per_token(tokenizer: Tokenizer, parts: Split) -> float:
-    """Return the mean bytes of text per evaluation token; an end of a document counts as one.
-
-    A tokenizer from a file may change the text before it cuts it, so that the bytes of its tokens
-    are not those of the text; then they are scaled to the held-out text.
-    """
-    lengths = tokenizer.token_bytes()
-    found = float(lengths[parts.eval_tokens].mean())
-    if isinstance(tokenizer, FileTokenizer):
-        n_bytes = sum(int(lengths[tokens].sum()) for tokens in parts.held_out)
-        found *= (parts.n_held_out_bytes + parts.n_held_out) / n_bytes
-    return found
-
-
-def _write_train(
-    spool: Spool, parts: Split, tokenizer: Tokenizer, folder: Path, progress: Progress
-) -> tuple[Shard, ...]:
-    writer = ShardWriter(folder, "train", tokenizer.dtype)
-    sizes = parts.train[:, 1] - parts.train[:, 0]
-    total = int(sizes.sum())
-    done = reported = n_documents = 0
-    for tokens, is_last in encode_pieces(tokenizer, spool.text, parts.train):
-        writer.append(tokens)
-        if is_last:
-            done += int(sizes[n_documents])
-            n_documents += 1
-        if done - reported >= 1 << 20:
-            progress("tokenizing", done, total)
-            reported = done
-    progress("tokenizing", total, total)
-    return writer.finish()
 
 
 def publish(whole: Path, manifest: Manifest, data: Path) -> Path:
@@ -386,14 +287,3 @@ def _is_intact(folder: Path, manifest: Manifest) -> bool:
     except DataError:
         return False
     return found.files == manifest.files
-
-
-def _too_small(source: DataSource, spool: Spool, problem: str) -> DataError:
-    # A sixteenth of the tokens if a token has four bytes.
-    fewer = max(1, spool.n_bytes // 64)
-    return DataError(
-        f"{plural(len(spool), 'distinct document')} with {spool.n_bytes:,} bytes for an evaluation "
-        f"set of {source.eval_tokens:,} tokens: {problem}",
-        "at least as many tokens for training as for the evaluation",
-        f"Give more text, or use a smaller evaluation set, for example --eval-tokens {fewer}.",
-    )

@@ -24,7 +24,6 @@ from scalelab.corpus.build import (
     listing_of,
     publish,
     scratch_folder,
-    write_rest,
 )
 from scalelab.corpus.dataset import Dataset, open_dataset
 from scalelab.corpus.eval_text import EvalText
@@ -38,6 +37,7 @@ from scalelab.corpus.shared_documents import (
 )
 from scalelab.corpus.source import DataSource, SourceFile, find_files
 from scalelab.corpus.spool import Progress, spool_documents
+from scalelab.corpus.text_dataset import write_rest
 from scalelab.corpus.token_dataset import UNNAMED, write_eval_tokens
 from scalelab.corpus.token_files import find_tokens
 from scalelab.corpus.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer

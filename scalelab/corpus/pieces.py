@@ -28,8 +28,8 @@ Spans = NDArray[np.int64]
 
 def encode_pieces(
     tokenizer: Tokenizer, text: NDArray[np.uint8], spans: Spans
-) -> Iterator[tuple[NDArray[Any], bool]]:
-    """Yield the tokens of documents, and whether they are the last ones of a document.
+) -> Iterator[tuple[NDArray[Any], int, bool]]:
+    """Yield tokens of documents, where their text ends, and whether the document ends there.
 
     Parameters
     ----------
@@ -39,23 +39,23 @@ def encode_pieces(
     spans : ndarray of int64, shape (n, 2)
         First byte and end of each document in ``text``.
     """
-    ends: deque[bool] = deque()
+    ends: deque[tuple[int, bool]] = deque()
 
     def pieces() -> Iterator[bytes]:
         for first, last in spans:
             start, end = int(first), int(last)
             while True:
                 cut = _piece_end(text, start, end)
-                ends.append(cut == end)
+                ends.append((cut, cut == end))
                 yield text[start:cut].tobytes()
                 if cut == end:
                     break
                 start = cut
 
     for tokens in tokenizer.encode(pieces()):
-        is_last = ends.popleft()
+        end, is_last = ends.popleft()
         # Each piece is encoded as a document, with the token that ends it.
-        yield (tokens if is_last else tokens[:-1]), is_last
+        yield (tokens if is_last else tokens[:-1]), end, is_last
 
 
 def encode_whole(
@@ -64,7 +64,7 @@ def encode_whole(
     """Yield the tokens of each document, shape (n,); those of a very long one are on disk."""
     parts: list[NDArray[Any]] = []
     n_spilled = 0
-    for tokens, is_last in encode_pieces(tokenizer, text, spans):
+    for tokens, _, is_last in encode_pieces(tokenizer, text, spans):
         parts.append(tokens)
         if not is_last:
             continue

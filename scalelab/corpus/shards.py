@@ -169,6 +169,22 @@ OPTIONAL = {
 """Fields that older manifests do not have."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """A place in a stream of tokens at which its writing can go on.
+
+    Attributes
+    ----------
+    shards : tuple of Shard
+        The closed shards.
+    n_tokens : int
+        Tokens of the next shard that are written.
+    """
+
+    shards: tuple[Shard, ...]
+    n_tokens: int
+
+
 class ShardWriter:
     """Writes a stream of tokens into numbered shards of limited size.
 
@@ -182,10 +198,23 @@ class ShardWriter:
         Type of a token on disk.
     shard_bytes : int
         Size at which a shard is closed, bytes.
+    after : Mark, optional
+        Where to go on in the files of an earlier writer; what it wrote later is cut off.
+
+    Raises
+    ------
+    OSError
+        If the files do not reach the mark.
     """
 
     def __init__(
-        self, folder: Path, prefix: str, dtype: np.dtype[Any], *, shard_bytes: int = SHARD_BYTES
+        self,
+        folder: Path,
+        prefix: str,
+        dtype: np.dtype[Any],
+        *,
+        shard_bytes: int = SHARD_BYTES,
+        after: Mark | None = None,
     ) -> None:
         self._folder = folder
         self._prefix = prefix
@@ -195,13 +224,43 @@ class ShardWriter:
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
         self._n_tokens = 0
+        if after is not None:
+            self._go_on(after)
+
+    def _go_on(self, after: Mark) -> None:
+        itemsize = self._dtype.itemsize
+        for shard in after.shards:
+            if (self._folder / shard.name).stat().st_size != shard.n_tokens * itemsize:
+                raise OSError(f"{shard.name} is not as it was")
+        self._shards.extend(after.shards)
+        if not after.n_tokens:
+            return
+        n_bytes = after.n_tokens * itemsize
+        path = self._folder / self._next_name()
+        if path.stat().st_size < n_bytes:
+            raise OSError(f"{path.name} is cut")
+        self._file = path.open("r+b", buffering=_HASH_BLOCK)
+        self._file.truncate(n_bytes)
+        while block := self._file.read(_HASH_BLOCK):
+            self._hash.update(block)
+        self._n_tokens = after.n_tokens
+
+    def mark(self) -> Mark:
+        """Return the current place, after all tokens until here are on disk."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return Mark(shards=tuple(self._shards), n_tokens=self._n_tokens)
+
+    def _next_name(self) -> str:
+        return f"{self._prefix}-{len(self._shards):05d}.bin"
 
     def append(self, tokens: NDArray[Any]) -> None:
         """Append tokens, shape (n,), to the stream."""
         while len(tokens):
             if self._file is None:
-                name = f"{self._prefix}-{len(self._shards):05d}.bin"
-                self._file = (self._folder / name).open("wb", buffering=_HASH_BLOCK)
+                path = self._folder / self._next_name()
+                self._file = path.open("wb", buffering=_HASH_BLOCK)
             part = tokens[: self._shard_tokens - self._n_tokens]
             content = np.ascontiguousarray(part, dtype=self._dtype).data
             self._file.write(content)

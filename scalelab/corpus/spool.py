@@ -35,7 +35,8 @@ class Spool:
     """Distinct documents on disk, ordered by hash.
 
     ``high`` and ``low`` are the halves of each document's hash; ``starts`` and ``lengths`` locate
-    its bytes in ``text``. All have shape (n_documents,).
+    its bytes in ``text``. All have shape (n_documents,). ``n_listed`` counts the rows in the list
+    of what cannot be used.
     """
 
     text: NDArray[np.uint8]
@@ -47,6 +48,7 @@ class Spool:
     n_empty: int
     n_skipped_files: int
     n_rejected: int
+    n_listed: int
     n_markup_files: int
 
     def __len__(self) -> int:
@@ -98,6 +100,7 @@ def spool_documents(
         n_empty=reader.n_empty,
         n_skipped_files=len(reader.skipped),
         n_rejected=rejects.n_rejected,
+        n_listed=rejects.n_listed,
         n_markup_files=len(reader.markup),
     )
 

@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from scalelab.cli.data import prepare
+from scalelab.cli.progress import preparing
 from scalelab.corpus.dataset import find_dataset
 from scalelab.errors import DataError, UsageError
 
@@ -122,3 +123,27 @@ def test_nested_fields_and_columns_are_options(tmp_path: Path) -> None:
         for name, flag in (("a.json", "--field"), ("a.parquet", "--column"))
     ]
     assert found[0] == found[1]
+
+
+def test_a_log_says_now_and_then_when_a_stage_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("scalelab.cli.progress.time.monotonic", lambda: now_s)
+    with preparing() as report:
+        report("reading", 5, 100)
+        now_s = 110.0
+        report("reading", 40, 100)
+        now_s = 140.0
+        report("reading", 85, 100)  # 80 in 40 s
+        now_s = 150.0
+        report("reading", 95, 100)
+        now_s = 200.0
+        report("tokenizing", 500, 1000)  # continued: what was done before has no speed
+        now_s = 230.0
+        report("tokenizing", 600, 1000)
+        now_s = 300.0
+        report("tokenizing", 1000, 1000)
+    assert capsys.readouterr().err == (
+        "reading: 85%, about 7.5 s left\ntokenizing: 60%, about 2 min left\n"
+    )

@@ -66,15 +66,17 @@ def start_preparing(text: Path, results: Path, extra: str = "") -> subprocess.Po
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("stage", ["_write_train", "fingerprints", "publish"])
+@pytest.mark.parametrize(
+    "stage", ["text_dataset._write_train", "text_dataset.fingerprints", "build.publish"]
+)
 def test_one_that_is_killed_leaves_nothing_half_made(
     text: Path, tmp_path: Path, stage: str
 ) -> None:
     results = tmp_path / "results"
     # It stops dead on entering the stage, its files as they are then, and says that it did.
     stop = (
-        "from scalelab.corpus import build\n"
-        f"build.{stage} = lambda *a, **k: (print('there', flush=True), time.sleep(60))"
+        "from scalelab.corpus import build, text_dataset\n"
+        f"{stage} = lambda *a, **k: (print('there', flush=True), time.sleep(60))"
     )
     process = start_preparing(text, results, stop)
     assert process.stdout is not None
@@ -93,6 +95,94 @@ def test_one_that_is_killed_leaves_nothing_half_made(
     (text / "more.txt").write_text("one more document")
     prepare(source_of(text), results)
     assert leftovers(results) == []
+
+
+STOP = """
+from scalelab.corpus import build, text_dataset, tokenizer, unfinished
+build.UNSETTLED_S = unfinished.SAVE_S = 0
+text_dataset.REPORT_BYTES = 1
+n_left = {n_saves}
+for name in ("save_documents", "save_written"):
+    def save(self, state, save=getattr(unfinished.Unfinished, name)):
+        global n_left
+        save(self, state)
+        n_left -= 1
+        if not n_left:
+            {then}
+    setattr(unfinished.Unfinished, name, save)
+"""
+
+
+@pytest.mark.parametrize("n_saves", [1, 2, 30, 70])
+@pytest.mark.parametrize("then", ["os.kill(os.getpid(), 9)", "raise KeyboardInterrupt"])
+@pytest.mark.parametrize("n_files", [80, 1])
+def test_one_that_is_stopped_goes_on_where_it_was(
+    tmp_path: Path,
+    write_files: WriteFiles,
+    make_documents: MakeDocuments,
+    monkeypatch: pytest.MonkeyPatch,
+    n_saves: int,
+    then: str,
+    n_files: int,
+) -> None:
+    """The same dataset to the last byte, and nothing is done twice."""
+    texts = make_documents(80)
+    text = write_files(tmp_path / "text", texts if n_files > 1 else ["\n".join(texts)])
+    monkeypatch.setattr("scalelab.corpus.pieces.PIECE_BYTES", 256)
+    monkeypatch.setattr("scalelab.corpus.build.UNSETTLED_S", 0)
+    monkeypatch.setattr("scalelab.corpus.text_dataset.REPORT_BYTES", 1)
+    usual: list[tuple[str, int, int]] = []
+    whole = prepare(source_of(text), tmp_path / "whole", progress=lambda *each: usual.append(each))
+    stop = "import os; from scalelab.corpus import pieces; pieces.PIECE_BYTES = 256\n"
+    process = start_preparing(
+        text, tmp_path / "results", stop + STOP.format(n_saves=n_saves, then=then)
+    )
+    process.communicate(timeout=60)
+    assert process.returncode in (-9, 1, -2)
+    assert len(leftovers(tmp_path / "results")) == 1
+    seen: list[tuple[str, int, int]] = []
+    dataset = prepare(
+        source_of(text), tmp_path / "results", progress=lambda *each: seen.append(each)
+    )
+    assert dataset.manifest == whole.manifest
+    assert train_text(dataset) == train_text(whole)
+    assert leftovers(tmp_path / "results") == []
+    # Neither the files nor the tokens until the last saved state are done again.
+    usual = [each for each in usual if each[0] == "tokenizing"]
+    assert len(usual) > 70
+    assert seen == usual[max(0, n_saves - 2) :]
+
+
+def test_damaged_leftovers_and_those_of_a_living_process_are_not_continued(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scalelab.corpus.build.UNSETTLED_S", 0)
+    whole = prepare(source_of(text), tmp_path / "whole")
+    for harm in ("short text", "no shard", "wrong state", "short shard"):
+        results = tmp_path / harm.replace(" ", "-")
+        stop = STOP.format(n_saves=20, then="os.kill(os.getpid(), 9)")
+        start_preparing(text, results, "import os\n" + stop).communicate(timeout=60)
+        (left,) = leftovers(results)
+        folder = results / "data" / left
+        if harm == "short text":
+            os.truncate(folder / "text", 1000)
+        elif harm == "no shard":
+            (folder / "whole" / "train-00000.bin").unlink()
+        elif harm == "short shard":
+            os.truncate(folder / "whole" / "train-00000.bin", 10)
+        else:
+            (folder / "written.json").write_text('{"kind": "documents"}')
+        assert train_text(prepare(source_of(text), results)) == train_text(whole)
+        assert leftovers(results) == []
+    results = tmp_path / "living"
+    stop = STOP.format(n_saves=20, then="print('there', flush=True); time.sleep(60)")
+    process = start_preparing(text, results, stop)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    assert train_text(prepare(source_of(text), results)) == train_text(whole)
+    assert len(leftovers(results)) == 1
+    process.kill()
+    process.communicate()
 
 
 @contextmanager
