@@ -12,6 +12,7 @@ from starlette.routing import Route
 from streamlit.starlette import App
 
 from scalelab_dashboard import PDF_SCRIPT
+from scalelab_dashboard.at_once import lifespan
 from scalelab_dashboard.compressed import Compressed
 
 USED = (
@@ -29,6 +30,7 @@ def _load() -> None:
 threading.Thread(target=_load, daemon=True).start()
 app = App(
     Path(__file__).with_name("app.py"),
+    lifespan=lifespan,
     middleware=[Middleware(Compressed)],
     # The script that writes PDFs loads when a figure is saved as one.
     routes=[Route(f"/{PDF_SCRIPT.name}", lambda _: FileResponse(PDF_SCRIPT))],
