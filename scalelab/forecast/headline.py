@@ -254,8 +254,8 @@ def headline(
         words, purpose = _next(command, flops)
     outliers = outliers_to_exclude(verdict.warnings, len(rows))
     return Headline(
-        sentence=why if forecast is None else sentence_of(rows, forecast) + _growth(report),
-        basis="" if forecast is None else _basis(report, forecast),
+        sentence=why if forecast is None else answer_sentence(report, forecast),
+        basis="" if forecast is None else answer_basis(report, forecast),
         verdict=verdict.label,
         warnings=verdict.warnings,
         command=words,
@@ -302,7 +302,13 @@ def laws_sentence(averaged: AveragedFit | None) -> str:
     return "" if averaged is None else f"Laws of the average: {laws_words(averaged)}."
 
 
-def _basis(report: FitReport, forecast: Forecast) -> str:
+def answer_sentence(report: FitReport, forecast: Forecast) -> str:
+    """Return the sentence of an answer, and how N grows with compute."""
+    return sentence_of(report.observations, forecast) + _growth(report)
+
+
+def answer_basis(report: FitReport, forecast: Forecast) -> str:
+    """Return what the limits of an answer are, and what predicts."""
     has_limits = math.isfinite(forecast.pred_low + forecast.pred_high)
     level = forecast.level if has_limits else None
     found = basis_words(f"by the {report.forecaster.label}", level, forecast)

@@ -58,27 +58,36 @@ def missing_sizes(
     drifts = abs(drift(isoflop)) > math.log(CENTRE_SHIFT)
     found = []
     for curve in isoflop.curves:
-        best = None if optimum is None else optimum(curve.budget)
-        sides, reason = _outside(curve, best), OUTSIDE
-        if drifts and not sides:
+        edge, reason = _edge(curve), OUTSIDE
+        sides: tuple[int, ...] = ()
+        if edge is None and drifts:
             sides, reason = _far_side(curve), DRIFTS
+        if edge is None and not sides:
+            continue
+        best = None if optimum is None else optimum(curve.budget)
+        if edge is not None:
+            sides = _outside(curve, edge, best)
         sizes = [size for side in sides for size in _beyond(curve, side, best)]
-        if sizes:
-            found.append(
-                MissingSizes(budget=curve.budget, n_params=tuple(sorted(sizes)), reason=reason)
-            )
+        found.append(
+            MissingSizes(budget=curve.budget, n_params=tuple(sorted(sizes)), reason=reason)
+        )
     return tuple(found)
 
 
-def _outside(curve: IsoflopCurve, best: float | None) -> tuple[int, ...]:
-    """Return the sides of the grid, -1 and 1, on which the minimum of a budget may be."""
+def _edge(curve: IsoflopCurve) -> Edge | None:
+    """Return where the minimum of a budget is in N, if it is not inside the grid."""
     edge = curve.n_params.edge
     if edge is None and curve.n_tokens.edge is not None:
-        edge = OPPOSITE[curve.n_tokens.edge]
+        return OPPOSITE[curve.n_tokens.edge]
+    return edge
+
+
+def _outside(curve: IsoflopCurve, edge: Edge, best: float | None) -> tuple[int, ...]:
+    """Return the sides of the grid, -1 and 1, on which the minimum of a budget may be."""
     if edge == "not_convex" and best is not None:
         centre = math.exp(curve.n_params.centre)
         return (-1,) if best < centre else (1,)
-    return () if edge is None else SIDES[edge]
+    return SIDES[edge]
 
 
 def _far_side(curve: IsoflopCurve) -> tuple[int, ...]:

@@ -20,7 +20,8 @@ from scalelab.forecast.allocate import Forecast
 from scalelab.forecast.averaged_forecast import WIDEST
 from scalelab.forecast.bands import Bands, surface
 from scalelab.forecast.extrapolation import fitted_range
-from scalelab.forecast.headline import headline, next_compute
+from scalelab.forecast.headline import answer_basis, answer_sentence, next_compute
+from scalelab.forecast.verdict import verdict_on
 from scalelab.report import draw
 from scalelab.report.look import FLOPS, LIGHT, PARAMS, Look
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
@@ -127,10 +128,10 @@ def _step(
     report: FitReport, asked: Forecast, valley: Valley, words: dict[str, int]
 ) -> dict[str, Any]:
     """Return one answer; its warnings are numbered in ``words``."""
-    head = headline(report, forecast=asked)
+    verdict = verdict_on(report.warnings, forecast=asked, has_answer=True)
     told = [
         f"{warning.code.replace('_', ' ').capitalize()}: {warning.message}"
-        for warning in head.warnings
+        for warning in verdict.warnings
     ]
     losses = (asked.loss_nats, asked.low, asked.high, asked.pred_low, asked.pred_high)
     return {
@@ -139,9 +140,9 @@ def _step(
         "n": _ends(asked.n_params),
         "d": _ends(asked.n_tokens),
         "loss": [_digits(x) for x in losses],
-        "says": head.sentence,
-        "basis": head.basis,
-        "verdict": head.verdict,
+        "says": answer_sentence(report, asked),
+        "basis": answer_basis(report, asked),
+        "verdict": verdict.label,
         "warnings": [words.setdefault(each, len(words)) for each in told],
         "valley": valley,
     }
