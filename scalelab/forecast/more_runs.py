@@ -66,6 +66,8 @@ class AddedBudget:
     now, after : float or None
         Half-width of the confidence interval of the loss that is asked about, relative to the loss:
         now, and as expected with these runs. None without an answer of the average.
+    after_all : float or None
+        As ``after``, with the runs of all rows before it too.
     sweep : tuple of str
         Words of the command that add its runs to the sweep of these budgets; none for a table.
     has_options : bool
@@ -81,6 +83,7 @@ class AddedBudget:
     asked: str
     now: float | None = None
     after: float | None = None
+    after_all: float | None = None
     sweep: tuple[str, ...] = ()
     has_options: bool = False
 
@@ -125,6 +128,7 @@ class AddedBudget:
             "n_tokens": list(self.n_tokens),
             "half_width_now": self.now,
             "half_width_after": self.after,
+            "half_width_after_all": self.after_all,
             "command": list(self.command),
         }
 
@@ -197,9 +201,13 @@ def _with_intervals(
     now = math.log(forecast.high / forecast.low) / 2
     out, start = [], 0
     for each in added:
-        own = np.arange(start, start := start + len(each.n_params))
-        after = now * math.sqrt(_share_left(shared, own, noise))
-        out.append(replace(each, now=now, after=after))
+        end = start + len(each.n_params)
+        after, after_all = (
+            now * math.sqrt(_share_left(shared, np.arange(first, end), noise))
+            for first in (start, 0)
+        )
+        out.append(replace(each, now=now, after=after, after_all=after_all))
+        start = end
     return tuple(out)
 
 
@@ -233,7 +241,10 @@ def plans(budgets: tuple[AddedBudget, ...]) -> tuple[tuple[str, tuple[AddedBudge
     end = f"Without --dry-run {'they also start' if many else 'it also starts'} them."
     if first[0].sweep and not first[0].has_options:
         end += " Add the other options of your sweep, such as --data."
-    found = [(f"{start}: {total_words(first)}. {end}", first)]
+    together = f"{start}: {total_words(first)}"
+    if many and first[-1].now is not None and first[-1].after_all is not None:
+        together += f"; with all of them ± {100 * first[-1].after_all:.2g} %"
+    found = [(f"{together}. {end}", first)]
     if narrowest.after is not None and narrowest not in first:
         words = "This command plans the row that narrows the answer most: "
         words += f"{total_words((narrowest,))}."

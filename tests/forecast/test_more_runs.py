@@ -177,6 +177,11 @@ def test_the_plans_have_totals_and_the_narrowest_row_too(narrow, report):
         f"These commands plan the first 3 rows: {runs} runs, {format_flops(flops)} FLOP in all"
         in first
     )
+    whole = [each.after_all for each in added]
+    assert whole[0] == added[0].after
+    assert whole == sorted(whole, reverse=True)
+    assert whole[2] < min(each.after for each in lacking)
+    assert f"; with all of them ± {100 * whole[2]:.2g} %." in first
     assert "Add the other options of your sweep" in first
     assert last == (min(added, key=lambda each: each.after),)
     assert "narrows the answer most" in second
