@@ -250,7 +250,7 @@ def fit(
         *extrapolation_warnings(forecasts),
         *disagreement_warnings(against),
         *row_warnings(rows, lines, found),
-        *count_warnings(found, rows, forecasts, averaged, level),
+        *count_warnings(found, rows, forecasts, averaged, rates.get("a")),
         *design_warnings(isoflop, envelope),
         *apart_notes(rates.get("a") if is_trusted else None, isoflop, envelope, n_local),
         *rejected_rows(table),

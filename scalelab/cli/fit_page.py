@@ -40,7 +40,6 @@ from scalelab.forecast.headline import (
 from scalelab.forecast.leave_out import refit_sentence
 from scalelab.forecast.more_runs import plans
 from scalelab.forecast.verdict import NOT_IDENTIFIED, SOUND, WITH_WARNINGS, Verdict
-from scalelab.records.sweep_words import sweep_words
 from scalelab.units import format_flops, format_quantity, plural
 
 if TYPE_CHECKING:
@@ -84,8 +83,14 @@ def next_command(context: typer.Context) -> NextCommand:
     return NextCommand(
         runs=tuple(words),
         can_decide=not set(given) & set(SELECTS),
-        stored=partial(sweep_words, context.params["results"]),
+        stored=partial(_stored_words, context.params["results"]),
     )
+
+
+def _stored_words(results: Path, sweep: str) -> tuple[str, ...] | None:
+    from scalelab.records.sweep_words import sweep_words  # only the runs of a sweep need it
+
+    return sweep_words(results, sweep)
 
 
 def print_page(

@@ -17,7 +17,7 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import ScalelabError
 from scalelab.fit.bootstrap import BootstrapSpec
-from scalelab.fit.outcome import FitWarning, ParametricFit
+from scalelab.fit.outcome import FitWarning, Interval, ParametricFit
 from scalelab.fit.parametric import fit_parametric
 from scalelab.fit.rows import column
 from scalelab.fit.size_counts import ASKED, Relation, counted_by, names_counts, size_counts
@@ -159,27 +159,27 @@ def count_warnings(
     rows: Observations,
     forecasts: Sequence[Forecast],
     averaged: AveragedFit | None,
-    level: float,
+    a: Interval | None,
 ) -> list[FitWarning]:
     """Warn if the law or a forecast depends on how N is counted.
 
-    No warning if the runs clearly prefer the asked count.
+    No warning if the runs clearly prefer the asked count. ``a`` is the exponent of the law's N_opt,
+    None if it has none.
     """
     found = _forecast_warning(averaged, forecasts) if isinstance(averaged, CountedFit) else None
-    found = found or _law_warning(law, rows, level)
+    found = found or _law_warning(law, rows, a)
     if found is not None:
         return [FitWarning(code="count_of_n", message=found)]
-    found = _unstated(law, rows, level)
+    found = _unstated(law, rows, a)
     return [] if found is None else [FitWarning(code="unstated_count", message=found)]
 
 
-def _unstated(law: ParametricFit, rows: Observations, level: float) -> str | None:
+def _unstated(law: ParametricFit, rows: Observations, own: Interval | None) -> str | None:
     """Compare the exponent a of the law with that if the N of the table left out the embeddings.
 
     Only of a table that neither states its count of N nor has another one as a column.
     """
     is_known = rows.param_convention != UNSTATED or names_counts(rows)
-    own = derived(law, level).get("a")
     if is_known or own is None or law.status == "not_identified":
         return None
     if not rows.has(ASKED) or not math.isfinite(own.low + own.high):
@@ -230,10 +230,9 @@ def _forecast_warning(found: CountedFit, forecasts: Sequence[Forecast]) -> str |
     )
 
 
-def _law_warning(law: ParametricFit, rows: Observations, level: float) -> str | None:
+def _law_warning(law: ParametricFit, rows: Observations, own: Interval | None) -> str | None:
     """Compare the exponent a of the law with that of the same form in the other counts."""
     is_open = law.status == "not_identified"
-    own = derived(law, level).get("a")
     if own is None or not (is_open or math.isfinite(own.low + own.high)):
         return None
     for name in size_counts(rows):
@@ -251,7 +250,7 @@ def _law_warning(law: ParametricFit, rows: Observations, level: float) -> str | 
                 f"The runs determine the law with N from {name}, not with {ASKED}. To fit that "
                 f"count, write --map {ASKED}={name}."
             )
-        a = derived(other, level)["a"].value
+        a = derived(other)["a"].value
         is_worse = gain < math.log(UNDECIDED / (1 - UNDECIDED))
         if is_open or is_worse or own.low <= a <= own.high:
             continue

@@ -216,9 +216,7 @@ def _losses(
 ) -> FloatArray:
     """Return the mean log loss, and the draws, on k rows of log sizes, shape (1 + draws, k, n)."""
     at, paths = _at_compute(grid, log_flops), paths_of(found)
-    losses = paths.mean(at)[None]
-    if is_drawn:
-        losses = np.concatenate([losses, paths.draws(at)])
+    losses = paths.mean_and_draws(at) if is_drawn else paths.mean(at)
     return losses.reshape(-1, *grid.shape)
 
 

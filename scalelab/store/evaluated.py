@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from scalelab.corpus.text_identity import text_of
 from scalelab.records.evaluated import UNKNOWN, EvaluatedOn
 from scalelab.records.metric import Metric
 from scalelab.store.read_options import ReadOptions
@@ -51,6 +50,8 @@ def _sources(
     """Return the fingerprints of the documents, which the prepared data states."""
     if source.data is None:
         return ()
+    from scalelab.corpus.text_identity import text_of  # costs 20 ms, and few tables have data
+
     # A set is prepared data of its own; the held-out part is that of the training text.
     sets = _distinct(source, options, "data_fingerprint") if metric.is_heldout else texts
     found = set()

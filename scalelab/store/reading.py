@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from scalelab.errors import UsageError
 from scalelab.logs.losses import checked_unit
-from scalelab.logs.registry import checked_format
 from scalelab.records.metric import parse_metric
 from scalelab.records.names import names_of_text, text_of_names
 
@@ -53,7 +52,10 @@ class Reading:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        checked_format(self.format)
+        if self.format is not None:
+            from scalelab.logs.registry import checked_format  # all formats: 20 ms
+
+            checked_format(self.format)
         if self.loss_unit is not None:
             object.__setattr__(self, "loss_unit", checked_unit(self.loss_unit))
         if self.metric is not None:

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.errors import DataError, near_file
 from scalelab.logs.files import read_document, read_lines
-from scalelab.logs.registry import TABLE, is_log
 from scalelab.logs.values import flatten, load_json
 from scalelab.store.public_tables import table_path
 from scalelab.store.reading import Reading
-from scalelab.store.run_logs import read_log_table
 from scalelab.store.table_source import TableSource, delimiter, opened, opener
 
 if TYPE_CHECKING:
@@ -62,9 +60,9 @@ def open_file(path: Path, reading: Reading | None = None) -> Iterator[TableSourc
             "Write the table to it again; a CSV file starts with a line of column names.",
         )
     is_public = asked != path
-    if not is_public and (
-        reading.format not in (None, TABLE) or (reading.format is None and is_log(path))
-    ):
+    if not is_public and _is_read_as_log(path, reading.format):
+        from scalelab.store.run_logs import read_log_table
+
         logs = read_log_table(
             path,
             format=reading.format,
@@ -78,6 +76,13 @@ def open_file(path: Path, reading: Reading | None = None) -> Iterator[TableSourc
         return
     with opened(_loader(path, label), str(path)) as table:
         yield table
+
+
+def _is_read_as_log(path: Path, format: str | None) -> bool:
+    """Return whether a path is read as run logs; the formats of logs are loaded to ask."""
+    from scalelab.logs.registry import TABLE, is_log
+
+    return is_log(path) if format is None else format != TABLE
 
 
 def _loader(path: Path, label: str) -> Callable[[duckdb.DuckDBPyConnection], TableSource]:

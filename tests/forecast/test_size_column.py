@@ -134,7 +134,7 @@ def test_a_fit_warns_if_its_exponent_depends_on_the_count_and_not_if_it_has_the_
     law = fit_parametric(rows, bootstrap=BootstrapSpec(k=100))
     a = derived(law, 0.9)["a"]
     assert (a.low <= A <= a.high) is not is_wrong
-    messages = [w.message for w in count_warnings(law, rows, (), None, 0.9)]
+    messages = [w.message for w in count_warnings(law, rows, (), None, a)]
     assert len(messages) == is_wrong
     if is_wrong:
         assert "n_params_total, which explains the runs better" in messages[0]
@@ -145,7 +145,7 @@ def test_a_fit_that_is_not_identified_names_the_count_that_is():
     rows = table(0, largest=1e18)
     law = fit_parametric(rows, bootstrap=BootstrapSpec(k=0))
     assert law.status == "not_identified"
-    (warning,) = count_warnings(law, rows, (), None, 0.9)
+    (warning,) = count_warnings(law, rows, (), None, derived(law)["a"])
     assert "determine the law with N from n_params_total" in warning.message
 
 

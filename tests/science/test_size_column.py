@@ -39,7 +39,7 @@ def answers(seed, largest=1e20):
     span = fitted_range(rows)
     asked = [average_forecast(found, each, fitted=span, level=LEVEL) for each in questions]
     law = fit_parametric(rows, bootstrap=BootstrapSpec(k=100))
-    is_warned = bool(count_warnings(law, rows, asked, found, LEVEL))
+    is_warned = bool(count_warnings(law, rows, asked, found, derived(law, LEVEL)["a"]))
     return np.array(out, float), is_warned
 
 
@@ -66,7 +66,7 @@ def test_the_exponent_of_the_better_count_is_covered(is_wrong):
         law = fit_parametric(rows, bootstrap=BootstrapSpec(k=200))
         a = derived(law, LEVEL)["a"]
         covered.append(a.low <= A <= a.high)
-        warned.append(bool(count_warnings(law, rows, (), None, LEVEL)))
+        warned.append(bool(count_warnings(law, rows, (), None, a)))
     print(f"wrong count {is_wrong}: covered {np.mean(covered):.2f}, warned {np.mean(warned):.2f}")
     if is_wrong:
         assert np.mean(warned) >= 0.95
