@@ -5,9 +5,10 @@ Each command imports what it needs when it runs, so that ``--help`` is fast.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -60,6 +61,8 @@ ORDER = (
     *("data", "program", "bench", "doctor"),
 )
 """Commands in the order of the help: what to run first comes first."""
+ANSWERS = ("fit", "predict", "decide", "compare", "tables")
+"""Commands that only answer: no file, thread or process of theirs is open when they end."""
 
 
 class _Commands(TyperGroup):
@@ -153,7 +156,17 @@ def run(argv: list[str] | None = None) -> None:
         ):
             raise
         code = EXIT_PIPE
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in ANSWERS:
+        _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without freeing its objects one by one, which takes 0.15 s after a fit."""
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -53,6 +53,23 @@ def test_an_output_that_cannot_be_written_ends_without_a_traceback(table, redire
     assert len(done.stderr.splitlines()) == (3 if words else 0)
 
 
+@pytest.mark.parametrize(
+    ("words", "ends"), [(("fit", "--from", "absent.csv"), 3), (("tables",), 0)]
+)
+def test_what_is_to_run_at_the_exit_runs_once(words, ends, tmp_path):
+    code = (
+        "import atexit, sys\n"
+        "from scalelab.cli.main import run\n"
+        "atexit.register(lambda: print('left', file=sys.stderr))\n"
+        "run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stderr.count("left") == 1
+    assert done.returncode == ends
+
+
 def test_export_to_a_full_disk_says_so(table, tmp_path):
     results = ["--results", str(tmp_path / "results")]
     assert main(["import", str(table), *results]) == 0
