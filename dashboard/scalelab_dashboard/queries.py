@@ -29,7 +29,7 @@ from scalelab.records.sweep_words import sweep_words
 from scalelab.report.stamp import line_of
 from scalelab.store.public_tables import list_public_tables, table_path
 from scalelab.store.status import read_status
-from scalelab_dashboard import assess, data
+from scalelab_dashboard import assess, data, drawn_once
 from scalelab_dashboard.fits import Failure, FitKey, Fits, attempt
 
 if TYPE_CHECKING:
@@ -167,7 +167,9 @@ def headline(
 
 
 @st.cache_resource(max_entries=48, show_spinner=False)
-def figure(name: str, key: object, look: str, more: object, _draw: Callable[[], Any]) -> Any:
+def figure(
+    name: str, key: object, look: str, more: object, is_clicked: bool, _draw: Callable[[], Any]
+) -> Any:
     """Return a figure, drawn once per content and theme.
 
     Parameters
@@ -180,12 +182,10 @@ def figure(name: str, key: object, look: str, more: object, _draw: Callable[[], 
         Name of the `scalelab.report.look.Look`.
     more : hashable
         What else it depends on.
+    is_clicked : bool
+        Whether its points can be selected.
     """
-    drawn = _draw()
-    # Streamlit encodes a figure in every rerun, which takes ten times as long as sending it.
-    encoded = drawn.to_dict()
-    drawn.to_dict = lambda: encoded
-    return drawn
+    return drawn_once.prepare(_draw(), is_clicked=is_clicked)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

@@ -97,7 +97,9 @@ def plot(
     def stamped() -> Any:
         return stamp(drawn(colours), name, line, colours)
 
-    draw(queries.figure(name, key, colours.name, (more, line), stamped), name, on_click)
+    is_clicked = on_click is not None
+    found = queries.figure(name, key, colours.name, (more, line), is_clicked, stamped)
+    draw(found, name, on_click)
 
 
 def number(label: str, value: str, limits: str, help_text: str | None = None) -> None:
