@@ -1,4 +1,4 @@
-"""Checks of a fit: isoFLOP curves, leave-one-budget-out, published models."""
+"""Rows and checks of a fit: leave-one-budget-out, published models."""
 
 from __future__ import annotations
 
@@ -8,24 +8,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scalelab.api.data import Data
-    from scalelab.fit.isoflop import IsoflopFit
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
 
 
-def observed(
-    data: Data | None = None, *, level: float = 0.9, **options: Any
-) -> tuple[Observations, IsoflopFit]:
-    """Return the rows that a fit would use and their isoFLOP curves, without fitting a law.
+def used_rows(data: Data | None = None, **options: Any) -> Observations:
+    """Return the rows that a fit would use.
 
     ``options`` are those of `scalelab.api.data.read_runs`.
     """
     from scalelab.api.data import read_runs, split_runs
-    from scalelab.fit.isoflop import fit_isoflop
 
-    rows = split_runs(read_runs(data, **options))[0]
-    return rows, fit_isoflop(rows, level=level)
+    return split_runs(read_runs(data, **options))[0]
 
 
 def held_out(report: FitReport, every: Observations) -> Observations | None:

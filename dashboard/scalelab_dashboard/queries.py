@@ -20,6 +20,7 @@ from scalelab.api import metrics as api_metrics
 from scalelab.api import predictions as api_predictions
 from scalelab.api.comparisons import source_of
 from scalelab.api.laws import load_law
+from scalelab.fit.isoflop import fit_isoflop
 from scalelab.forecast.bands import bands_between
 from scalelab.forecast.comparing import compare_sources
 from scalelab.forecast.headline import NextCommand
@@ -124,7 +125,17 @@ def costs(results: str, sweep: str, stamp: str, rates: Rates) -> pd.DataFrame:
 @st.cache_resource(max_entries=4, show_spinner=False)
 def observed(key: FitKey) -> tuple[Observations, IsoflopFit] | Failure:
     """Return the rows and their isoFLOP curves, without a fit."""
-    return attempt(lambda: assess.observed(**key.arguments()))
+    rows = _rows(replace(key, level=0.0, form=""))
+    if isinstance(rows, Failure):
+        return rows
+    return attempt(lambda: (rows, fit_isoflop(rows, level=key.level)))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _rows(key: FitKey) -> Observations | Failure:
+    """Return the rows of a fit, which are read once for all levels and laws."""
+    asked = {name: value for name, value in key.arguments().items() if name != "level"}
+    return attempt(lambda: assess.used_rows(**asked))
 
 
 @st.cache_resource(max_entries=2, ttl=60, show_spinner=False)

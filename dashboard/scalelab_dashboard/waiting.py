@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from scalelab_dashboard.state import Choice
 
 FIRST_WAIT_S = 0.4
-"""Wait for a fit before showing the parts that do not need it."""
+"""Wait for a fit from its start on before showing the parts that do not need it."""
 SHORT_WAIT_S = 0.05
-POLL_S = 0.7
+POLL_S = 0.4
 SHOWN_EXAMPLES = 6
 
 
@@ -52,7 +52,7 @@ def report(choice: Choice, key: FitKey | None = None) -> FitReport | None:
     if key is None:
         return None
     job = queries.fits().fit(key)
-    found = answer(job, FIRST_WAIT_S)
+    found = _soon(job, FIRST_WAIT_S)
     if found is None:
         _poll(job, "Fitting with 1000 bootstrap replicates")
         return None
@@ -67,7 +67,7 @@ def outliers(choice: Choice) -> tuple[str, ...]:
     if choice.key is None or not (choice.source is None or choice.source.counts.get("done")):
         return ()
     job = queries.fits().fit(choice.key)
-    found = answer(job, FIRST_WAIT_S)
+    found = _soon(job, FIRST_WAIT_S)
     if found is None:
         _poll(job, "Looking for outliers")
     if found is None or isinstance(found, Failure):
@@ -141,15 +141,23 @@ def mixture(choice: Choice, target: str, n_tokens: str) -> MixtureAnswer | None:
     return cast("MixtureAnswer | None", found)
 
 
+def _soon(job: Job, wait_s: float) -> object | None:
+    """Return the answer of a job that ends within a time from its start; None while it runs.
+
+    A view that opens while an earlier one has waited for the same fit does not wait again.
+    """
+    return cast("object | None", answer(job, max(0.0, wait_s - job.elapsed_s)))
+
+
 def _told(job: Job, doing: str) -> object | None:
     """Return the answer of a job, or show that it runs or failed and return None."""
-    found = answer(job, SHORT_WAIT_S)
+    found = _soon(job, SHORT_WAIT_S)
     if found is None and not job.future.done():
         _poll(job, doing)
     elif isinstance(found, Failure):
         ui.failure(found)
         return None
-    return cast("object | None", found)
+    return found
 
 
 def nothing(choice: Choice) -> None:

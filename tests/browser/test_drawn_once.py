@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import BrowserContext
 from scalelab_dashboard import drawn_once
 
+from scalelab.fit.isoflop import fit_isoflop
 from scalelab.report import figures_isoflop
 
 SCRIPT = resources.files("plotly.package_data").joinpath("plotly.min.js")
@@ -35,7 +36,8 @@ def test_a_copy_is_not_drawn_again_and_other_data_are(
     figures = []
     for seed in (0, 1):
         stores.generated(tmp_path / str(seed), 120, seed=seed)
-        found = figures_isoflop.isoflop_curves(*assess.observed(results=tmp_path / str(seed)))
+        rows = assess.used_rows(results=tmp_path / str(seed))
+        found = figures_isoflop.isoflop_curves(rows, fit_isoflop(rows))
         prepared = drawn_once.prepare(found, is_clicked=is_clicked)
         figures.append(json.loads(prepared.to_json()))
     first, other = figures
