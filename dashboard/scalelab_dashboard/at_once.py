@@ -1,4 +1,4 @@
-"""Answers without TCP's delay of small packets, which costs 40 ms a file and a rerun.
+"""Answers without TCP's delay of small packets, which costs 40 ms a file.
 
 A server that writes in parts, as Streamlit's does, sends the second part when the browser has
 confirmed the first (Nagle's algorithm), and a browser waits 40 ms before it confirms. asyncio
