@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
-
 from scalelab.corpus.opening import BLOCK_BYTES
 from scalelab.errors import DataError
 
@@ -50,6 +48,8 @@ def parse(content: bytes) -> Any:
     ValueError
         When it is not JSON, not UTF-8, or nested too deeply.
     """
+    from pydantic_core import from_json  # a machine that only trains has no pydantic
+
     try:
         return from_json(content)  # in half the time
     except ValueError:
