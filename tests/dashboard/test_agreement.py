@@ -170,7 +170,7 @@ def test_other_forms_are_ranked_as_compare_ranks_them(
 def test_leaving_out_each_budget_ends_in_a_figure(page: Opener, few: Path) -> None:
     test = page(few, page="Fit", view="Leave one budget out")
     assert not test.warning
-    alt = json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]["meta"]["alt"]
+    alt = test.get("plotly_chart")[0].proto.alt
     assert alt.startswith("Leaving out each of 4 budgets in turn")
 
 
