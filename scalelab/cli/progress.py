@@ -27,6 +27,10 @@ LINE_S = 30.0
 @contextlib.contextmanager
 def preparing() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback for the data preparation: bars on a terminal, else now and then a line."""
+    out = console(stderr=True)
+    if not out.is_terminal:
+        yield _StageLines()
+        return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -35,10 +39,6 @@ def preparing() -> Iterator[Callable[[str, int, int], None]]:
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    out = console(stderr=True)
-    if not out.is_terminal:
-        yield _StageLines()
-        return
     with Progress(*columns, console=out, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
