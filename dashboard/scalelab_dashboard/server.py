@@ -11,7 +11,7 @@ from starlette.responses import FileResponse
 from starlette.routing import Route
 from streamlit.starlette import App
 
-from scalelab_dashboard import PDF_SCRIPT
+from scalelab_dashboard import PDF_SCRIPT, in_order
 from scalelab_dashboard.at_once import lifespan
 from scalelab_dashboard.compressed import Compressed
 
@@ -27,6 +27,7 @@ def _load() -> None:
         importlib.import_module(name)
 
 
+in_order.install()
 threading.Thread(target=_load, daemon=True).start()
 app = App(
     Path(__file__).with_name("app.py"),
