@@ -292,7 +292,7 @@ def fit(
     elif as_tex or as_csv:
         sys.stdout.write(report.to_tex() if as_tex else report.to_csv())
     else:
-        head = headline(report, command, next(iter(report.forecasts), None))
+        head = headline(report, command)
         print_page(report, head, console(), plot, details=verbose)
     return report.exit_code
 

@@ -201,7 +201,7 @@ def _as_dict(report: FitReport, path: Path | None) -> dict[str, Any]:
             if report.averaged is None
             else found["law_predictions"],
         },
-        "verdict": headline(report, forecast=next(iter(report.forecasts), None)).verdict,
+        "verdict": headline(report).verdict,
         "warnings": found["warnings"],
         "registered": path,
     }
@@ -221,7 +221,7 @@ def _print_page(report: FitReport) -> None:
     out = console()
     used = rows_used(report.fit.n_rows, report.warnings) + without_intervals(report.answer_warnings)
     print_answers(report, used, out)
-    head = headline(report, forecast=next(iter(report.forecasts), None))
+    head = headline(report)
     print_verdict(Verdict(label=head.verdict, warnings=head.warnings), out)
     out.print()
     say(" ".join(_ground(report)), out, style=DIM_STYLE)

@@ -118,7 +118,7 @@ def report(
             from_file, **options, **asked, reading=reading_of_texts(metric=None, exclude=exclude)
         )
     runs = next_command(context)
-    head = headline(found, runs, next(iter(found.forecasts), None))
+    head = headline(found, runs)
     told = _notes(found, results, from_file)
     compared = None
     if compare:

@@ -217,10 +217,12 @@ def headline(
     command : NextCommand, optional
         How the next command selects the same runs and law.
     forecast : Forecast, optional
-        Answer to the user's question; default: that at `next_compute`.
+        Answer to the user's question; default: the first that was asked of the fit, or else the
+        one at `next_compute`.
     """
     rows = report.observations
     flops = next_compute(rows)
+    forecast = forecast or next(iter(report.forecasts), None)
     # Rows without N, D or C have no compute, and their law no compute-optimal N and D.
     has_split, why = math.isfinite(flops), ""
     if forecast is not None and forecast.flops is not None:

@@ -6,6 +6,7 @@ import pytest
 from scalelab import api
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.forecast.allocate import parse_request
 from scalelab.report.plots import draw_contours, draw_fit, draw_isoflop, draw_residuals, figure_of
 from scalelab.store.table_read import TableRead
 
@@ -113,6 +114,13 @@ def test_a_panel_without_anything_to_show_is_left_out(report, isoflop_runs):
         for axes in figure_of(report_of(isoflop_runs(), form="kaplan_d")).axes
     ]
     assert titles == ["isoFLOP curves", "residuals"]
+
+
+def test_the_title_answers_what_was_asked(report):
+    asked = report.forecaster.forecast(parse_request("C=3e21"))
+    assert "3e21" not in figure_of(report).get_suptitle()
+    title = figure_of(replace(report, forecasts=(asked,))).get_suptitle()
+    assert title.startswith("With 3e21 FLOP")
 
 
 def test_a_fit_that_is_not_identified_is_drawn_without_a_frontier_and_says_so(isoflop_runs):
