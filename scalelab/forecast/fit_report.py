@@ -7,9 +7,6 @@ and the warnings complete the report. Other modules compute these parts.
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +20,7 @@ from scalelab.fit.parabola import CurveMinimum
 from scalelab.fit.power_law import PowerLaw
 from scalelab.fit.select import Comparison
 from scalelab.fit.speedup import Speedup
+from scalelab.forecast import fit_formats
 from scalelab.forecast.allocate import Forecast, Refusal
 from scalelab.forecast.averaged import AveragedFit
 from scalelab.forecast.averaged_optimum import FrontierPoint
@@ -293,71 +291,11 @@ class FitReport:
 
     def to_csv(self) -> str:
         """Return parameters, derived exponents and forecasts as CSV, one per line."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(("kind", "name", "value", "low", "high", "pred_low", "pred_high"))
-        for kind, group in (("param", self.params), ("derived", self.derived)):
-            for name, i in group.items():
-                writer.writerow((kind, name, *map(_digits, (i.value, i.low, i.high)), "", ""))
-        for point in self.frontier:
-            for name in ("n_params", "n_tokens", "a", "b"):
-                i = getattr(point, name)
-                where = f"{name} at C={point.flops:g}"
-                writer.writerow(
-                    ("frontier", where, *map(_digits, (i.value, i.low, i.high)), "", "")
-                )
-        for f in self.forecasts:
-            for name, size in (("n_params", f.n_params), ("n_tokens", f.n_tokens)):
-                if size is not None:
-                    limits = map(_digits, (size.value, size.low, size.high))
-                    writer.writerow(("prediction", f"{name} at {f.asked}", *limits, "", ""))
-            limits = map(_digits, (f.loss_nats, f.low, f.high, f.pred_low, f.pred_high))
-            key = "loss_nats" if self.metric is None else self.metric.key
-            writer.writerow(("prediction", f"{key} at {f.asked}", *limits))
-        return out.getvalue()
+        return fit_formats.to_csv(self)
 
     def to_tex(self) -> str:
         """Return the parameters as a LaTeX table; the caption states the objective."""
-        objective = self.fit.objective
-        rows = [
-            f"{_TEX_NAMES.get(name, tex_text(name))} & {tex_number(i.value)} & "
-            f"[{tex_number(i.low)}, {tex_number(i.high)}] \\\\"
-            for name, i in (*self.params.items(), *self.derived.items())
-        ]
-        delta = f", $\\delta = {tex_number(objective.threshold).strip('$')}$"
-        caption = (
-            f"{tex_text(self.fit.form)} form, {tex_text(self.label)}"
-            f"{f' ({self.unit})' if self.unit else ''}, {self.fit.n_rows} runs, "
-            f"{objective.loss} of the {objective.residual} residual"
-            f"{delta if objective.loss == 'huber' else ''}; "
-            f"{self.level:.0%} intervals from {self.fit.bootstrap.k} {self.fit.bootstrap.method} "
-            f"bootstrap replicates; status {tex_text(self.law_status)}."
-        ).replace("%", "\\%")
-        return "\n".join(
-            [
-                "\\begin{table}",
-                f"\\caption{{{caption}}}",
-                "\\begin{tabular}{lrr}",
-                "\\hline",
-                f"parameter & value & {self.level:.0%} interval \\\\".replace("%", "\\%"),
-                "\\hline",
-                *rows,
-                "\\hline",
-                "\\end{tabular}",
-                "\\end{table}",
-                "",
-            ]
-        )
-
-
-_TEX_NAMES = {
-    "alpha": r"$\alpha$",
-    "beta": r"$\beta$",
-    "gamma": r"$\gamma$",
-    "a": r"$a$ ($N_\mathrm{opt} \propto C^a$)",
-    "b": r"$b$ ($D_\mathrm{opt} \propto C^b$)",
-    **{name: f"${name}$" for name in "ABEG"},
-}
+        return fit_formats.to_tex(self)
 
 
 def _limits(interval: Interval | None) -> dict[str, float | None]:
@@ -377,26 +315,6 @@ def _exponent(law: PowerLaw) -> dict[str, float | None]:
 
 def _minimum(minimum: CurveMinimum) -> dict[str, Any]:
     return {"value": minimum.value, "low": minimum.low, "high": minimum.high, "edge": minimum.edge}
-
-
-def _digits(value: float) -> str:
-    return repr(float(value)) if math.isfinite(value) else ""
-
-
-def tex_number(value: float) -> str:
-    """Return five significant digits as LaTeX mathematics."""
-    if not math.isfinite(value):
-        return "--"
-    text = f"{value:.5g}"
-    if "e" in text:
-        mantissa, exponent = text.split("e")
-        return f"${mantissa} \\times 10^{{{int(exponent)}}}$"
-    return f"${text}$"
-
-
-def tex_text(text: str) -> str:
-    """Return text as LaTeX."""
-    return text.replace("_", r"\_")
 
 
 def ordered(warnings: Sequence[FitWarning]) -> tuple[FitWarning, ...]:

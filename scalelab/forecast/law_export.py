@@ -16,7 +16,7 @@ import numpy as np
 
 from scalelab.errors import UsageError
 from scalelab.fit.outcome import Interval
-from scalelab.forecast.fit_report import tex_number
+from scalelab.forecast.fit_formats import tex_number
 from scalelab.forecast.law_file import SavedLaw
 from scalelab.theory.laws.base import Law
 

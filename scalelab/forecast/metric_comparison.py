@@ -12,7 +12,8 @@ from typing import Any
 
 from scalelab.errors import EXIT_OK, NotIdentifiedError
 from scalelab.fit.outcome import Interval
-from scalelab.forecast.fit_report import FitReport, tex_number, tex_text
+from scalelab.forecast.fit_formats import tex_number, tex_text
+from scalelab.forecast.fit_report import FitReport
 from scalelab.records.metric import Metric
 from scalelab.theory.accounting import FLOPS_PER_PARAM_TRAIN
 from scalelab.units import format_flops, plural
