@@ -17,7 +17,15 @@ from types import ModuleType
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Dialog,
+    Page,
+    TimeoutError,
+    expect,
+    sync_playwright,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "results" / "screenshots"
@@ -45,6 +53,19 @@ WHOLE = """view => {
     && charts.every(e => e.querySelector('.main-svg'))
     && !document.body.innerText.includes('updates when it is done');
 }"""
+MISSING = """view => {
+  const all = selector => [...document.querySelectorAll(selector)];
+  const app = document.querySelector('[data-testid=stApp]');
+  return {
+    script: app && app.getAttribute('data-test-script-state'),
+    headings: all('h2').map(e => e.textContent.trim()),
+    skeletons: all('[data-testid=stSkeleton]').length,
+    stale: all('[data-stale=true]').map(e => e.innerText.slice(0, 80)),
+    not_drawn: all('[data-testid=stPlotlyChart]').filter(e => !e.querySelector('.main-svg')).length,
+    waiting: document.body.innerText.split('\\n').filter(e => e.includes('when it is done')),
+  };
+}"""
+"""What of `WHOLE` does not hold."""
 
 
 @dataclass
@@ -271,7 +292,10 @@ def settle() -> Callable[[Page, str], None]:
     """Return a waiter for a view to be whole: heading, fit and every figure there, none stale."""
 
     def wait(page: Page, view: str) -> None:
-        page.wait_for_function(WHOLE, arg=view, timeout=PATIENCE_MS)
+        try:
+            page.wait_for_function(WHOLE, arg=view, timeout=PATIENCE_MS)
+        except TimeoutError as error:
+            raise AssertionError(f"{view} is not whole: {page.evaluate(MISSING)}") from error
 
     return wait
 
