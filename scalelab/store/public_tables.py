@@ -54,6 +54,11 @@ def list_public_tables() -> tuple[PublicTable, ...]:
     return tuple(PublicTable(name=name, **entry) for name, entry in index.items())
 
 
+def near_table(path: Path) -> str:
+    """Return ``Did you mean public:..? `` for a table's name without the prefix, or nothing."""
+    return did_you_mean(str(path), [each.name for each in list_public_tables()], prefix=PREFIX)
+
+
 def table_path(path: Path) -> Path:
     """Return the file of ``public:NAME``; any other path is returned unchanged.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from scalelab.errors import DataError, near_file
 from scalelab.logs.files import read_document, read_lines
 from scalelab.logs.values import flatten, load_json
-from scalelab.store.public_tables import table_path
+from scalelab.store.public_tables import near_table, table_path
 from scalelab.store.reading import Reading
 from scalelab.store.table_source import TableSource, delimiter, opened, opener
 
@@ -51,7 +51,8 @@ def open_file(path: Path, reading: Reading | None = None) -> Iterator[TableSourc
         raise DataError(
             f"{path}, which is not an existing file",
             "a table, a run log or a folder of run logs",
-            f"{near_file(path)}Write its path from the current folder, for example data/runs.csv.",
+            f"{near_file(path) or near_table(path)}"
+            "Write its path from the current folder, for example data/runs.csv.",
         )
     if path.is_file() and not path.stat().st_size:
         raise DataError(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -34,8 +35,6 @@ def test_all_tables_together_are_small():
 
 
 def test_a_fit_opens_a_table_by_name():
-    from pathlib import Path
-
     report = api.fit("public:chinchilla", where="excluded_besiroglu = 0")
     assert len(report.observations) == 240
     with open_file(Path("public:llama3")) as source:
@@ -43,9 +42,13 @@ def test_a_fit_opens_a_table_by_name():
 
 
 def test_an_unknown_name_suggests_the_nearest():
-    from pathlib import Path
-
     with pytest.raises(DataError, match="public:chinchilla"), open_file(Path("public:chinchila")):
+        pass
+
+
+@pytest.mark.parametrize("name", ["chinchilla", "chinchila"])
+def test_a_name_without_its_prefix_suggests_the_table(name):
+    with pytest.raises(DataError, match="Did you mean public:chinchilla"), open_file(Path(name)):
         pass
 
 
