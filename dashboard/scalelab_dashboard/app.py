@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from scalelab_dashboard import glossary, link, share, state, ui
+from scalelab_dashboard import glossary, held, link, share, state, ui
 from scalelab_dashboard.views import (
     compare,
     cost,
@@ -87,6 +87,7 @@ def main() -> None:
     st.set_page_config(page_title="scalelab", page_icon="📉", layout="wide")
     st.html(STYLE)
     link.remember()
+    held.begin()
     with st.sidebar:
         st.markdown("#### scalelab")
         navigation = st.container()

@@ -23,6 +23,14 @@ def used_rows(data: Data | None = None, **options: Any) -> Observations:
     return split_runs(read_runs(data, **options))[0]
 
 
+def span(rows: Observations) -> tuple[float, float, float]:
+    """Return the range of compute in which the frontier is drawn, and its largest budget, FLOPs."""
+    from scalelab.forecast.extrapolation import fitted_range
+
+    largest = fitted_range(rows).flops
+    return float(rows.flops.min()) / 1.5, largest * 1.5, largest
+
+
 def held_out(report: FitReport, every: Observations) -> Observations | None:
     """Return the rows of a table that were not fitted, or None if all were."""
     import numpy as np

@@ -90,8 +90,23 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A running or finished request, with its start time."""
+    """A running or finished request, with its start time.
 
+    Attributes
+    ----------
+    kind : str
+        What is asked about the fit; equal kinds and keys have the same answer.
+    key : FitKey
+    work : callable
+        What answers it for a key, in the worker.
+    future : Future
+    started_s : float
+        Of `time.monotonic`.
+    """
+
+    kind: str
+    key: FitKey
+    work: Callable[[FitKey], Any]
     future: Future[Any]
     started_s: float
 
@@ -142,19 +157,28 @@ class Fits:
         """Return the job that computes the compute slider, which starts at a request."""
         return self._ask(f"explorer {asked}", key, partial(_explorer, asked=asked))
 
-    def frontier(self, key: FitKey, low: float, high: float, at: float) -> Job:
-        """Return the job that computes the frontier between two values of the compute, and at one.
+    def frontier(self, key: FitKey) -> Job:
+        """Return the job that computes the frontier over the compute of the runs.
 
         This takes up to two seconds, in which the server would not answer its other pages.
         """
-        work = partial(_frontier, low=low, high=high, at=at)
-        return self._ask(f"frontier {low} {high} {at}", key, work)
+        return self._ask("frontier", key, _frontier)
+
+    def again(self, job: Job, key: FitKey) -> Job:
+        """Return the job that asks the same about another fit."""
+        return self._ask(job.kind, key, job.work)
 
     def _ask(self, kind: str, key: FitKey, work: Callable[[FitKey], Any]) -> Job:
         with self._lock:
             job = self._jobs.get((kind, key))
             if job is None or _is_lost(job):
-                job = Job(future=self._submit(work, key), started_s=time.monotonic())
+                job = Job(
+                    kind=kind,
+                    key=key,
+                    work=work,
+                    future=self._submit(work, key),
+                    started_s=time.monotonic(),
+                )
                 self._jobs[kind, key] = job
             self._jobs.move_to_end((kind, key))
             while len(self._jobs) > KEPT_JOBS:
@@ -292,11 +316,18 @@ def _mixture(key: FitKey, target: str, n_tokens: str) -> Any:
     return attempt(work)
 
 
-def _frontier(key: FitKey, low: float, high: float, at: float) -> Any:
+def _frontier(key: FitKey) -> Any:
     import numpy as np
 
-    flops = np.union1d(np.geomspace(low, high, FRONTIER_POINTS), [at])
-    return attempt(lambda: _report(key).forecaster.bands(flops))
+    from scalelab_dashboard import assess
+
+    def work() -> Any:
+        report = _report(key)
+        low, high, largest = assess.span(report.observations)
+        flops = np.union1d(np.geomspace(low, high, FRONTIER_POINTS), [largest])
+        return report.forecaster.bands(flops)
+
+    return attempt(work)
 
 
 def _explorer(key: FitKey, asked: str | None) -> Any:

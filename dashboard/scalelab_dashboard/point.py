@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 RUN, EXCLUDE = "run", "exclude"
 OUTLIER, EXCLUDED = "outlier", "excluded"
+SOME = 4
+"""Names in a line."""
 NAMED = 3
 """Length from which the custom data of a point end with the name of its run."""
 
@@ -89,11 +91,24 @@ def change(choice: Choice, report: FitReport, old: FitReport | None) -> None:
 
 
 def marks(choice: Choice) -> dict[str, str]:
-    """Return what the fit says about runs or lines by name: ``outlier`` or ``excluded``."""
-    return {
-        **dict.fromkeys(waiting.outliers(choice), OUTLIER),
-        **dict.fromkeys(choice.excluded, EXCLUDED),
-    }
+    """Return what the fit says about runs or lines by name: ``outlier`` or ``excluded``.
+
+    One line is drawn in every case, also while the runs are fitted: rows below it do not move when
+    the fit is done.
+    """
+    found = waiting.outliers(choice)
+    if found is not None:
+        words = f"Outliers of the fit: {_some(found)}."
+        if choice.excluded:
+            words += f" Left out of it: {_some(choice.excluded)}."
+        st.caption(ui.as_text(words))
+    return {**dict.fromkeys(found or (), OUTLIER), **dict.fromkeys(choice.excluded, EXCLUDED)}
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names for one line: the first ones, and how many more there are."""
+    more = len(names) - SOME
+    return ", ".join(names[:SOME]) + (f" and {more:,} more" if more > 0 else "") or "none"
 
 
 def offer(choice: Choice, warnings: Sequence[FitWarning], n_rows: int) -> None:

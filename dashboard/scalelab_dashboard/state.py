@@ -18,7 +18,7 @@ from streamlit.runtime.state import get_session_state
 from scalelab.errors import UsageError
 from scalelab.records.metric import HELDOUT, parse_metric
 from scalelab.store.reading import Reading
-from scalelab_dashboard import glossary, point, queries, tables_of, ui
+from scalelab_dashboard import glossary, held, point, queries, tables_of, ui
 from scalelab_dashboard.fits import Failure, FitKey, attempt
 from scalelab_dashboard.tables_of import Table
 
@@ -331,7 +331,7 @@ def follow(choice: Choice, drawn: dict[str, str | None]) -> None:
     one that two checks in a row ask for is drawn.
     """
     file = choice.table.path if choice.table is not None else None
-    if queries.stamp_of(choice.results, file) != choice.stamp:
+    if queries.stamp_of(choice.results, file) != choice.stamp and not held.is_held():
         st.rerun()
     now = asked()
     before, st.session_state[CHECKED] = st.session_state.get(CHECKED), now

@@ -8,7 +8,7 @@ import streamlit as st
 
 from scalelab.forecast import leave_out
 from scalelab.store.public_tables import PREFIX
-from scalelab_dashboard import queries, tables_of, ui
+from scalelab_dashboard import held, queries, tables_of, ui
 from scalelab_dashboard.fits import Failure, Job, answer
 
 if TYPE_CHECKING:
@@ -62,16 +62,19 @@ def report(choice: Choice, key: FitKey | None = None) -> FitReport | None:
     return cast("FitReport", found)
 
 
-def outliers(choice: Choice) -> tuple[str, ...]:
-    """Return the runs that the fit names as outliers; none while it is fitted, or without a fit."""
+def outliers(choice: Choice) -> tuple[str, ...] | None:
+    """Return the runs that the fit names as outliers, or show in one line why none is known."""
     if choice.key is None or not (choice.source is None or choice.source.counts.get("done")):
-        return ()
+        st.caption("No run is done, so no fit names outliers.")
+        return None
     job = queries.fits().fit(choice.key)
-    found = _soon(job, FIRST_WAIT_S)
+    found = answer(job, max(0.0, FIRST_WAIT_S - job.elapsed_s))
     if found is None:
         _poll(job, "Looking for outliers")
-    if found is None or isinstance(found, Failure):
-        return ()
+        return None
+    if isinstance(found, Failure):
+        st.caption("These runs have no fit that could name outliers: see the **Fit** view.")
+        return None
     report = cast("FitReport", found)
     return next((each.runs for each in report.warnings if each.code == leave_out.CODE), ())
 
@@ -84,17 +87,12 @@ def whole_report(choice: Choice) -> FitReport | None:
     return cast("FitReport | None", found)
 
 
-def frontier(key: FitKey, flops: tuple[float, float, float]) -> tuple[bool, Bands | None]:
+def frontier(key: FitKey) -> tuple[bool, Bands | None]:
     """Return whether the frontier of a fit is computed, and then the frontier, if it has one.
 
-    Parameters
-    ----------
-    key : FitKey
-        A fit that is done.
-    flops : (float, float, float)
-        The compute from which, to which and also at which it is wanted, FLOPs.
+    The fit is done. The frontier is over `scalelab_dashboard.assess.span` of its runs.
     """
-    job = queries.fits().frontier(key, *flops)
+    job = queries.fits().frontier(key)
     found = _told(job, "Computing the frontier")
     return job.future.done(), cast("Bands | None", found)
 
@@ -146,6 +144,7 @@ def _soon(job: Job, wait_s: float) -> object | None:
 
     A view that opens while an earlier one has waited for the same fit does not wait again.
     """
+    held.note(job)
     return cast("object | None", answer(job, max(0.0, wait_s - job.elapsed_s)))
 
 

@@ -37,6 +37,25 @@ LAST_MINIMUM = """() => {
   ];
 }"""
 SWEEPS = {"demo": "demo", "running": "half-done", "10k": "generated"}
+PLACE = """() => {
+  const frame = document.querySelector('[data-testid=stMain]');
+  const below = [...frame.querySelectorAll('[data-testid=stDataFrame], h3')].map(
+    e => Math.round(e.getBoundingClientRect().top));
+  return [frame.scrollTop, ...below];
+}"""
+"""How far the reader has scrolled, and where tables and headings are in the window."""
+WATCH_WAITS = """() => {
+  const frame = document.querySelector('[data-testid=stMain]');
+  window.waits = [];
+  window.before = frame.innerText;
+  const look = () => {
+    const found = frame.innerText.match(/.*updates when it is done.*/);
+    if (found) window.waits.push(found[0]);
+  };
+  new MutationObserver(look).observe(frame, {childList: true, subtree: true, characterData: true});
+}"""
+HAS_CHANGED = """() =>
+  document.querySelector('[data-testid=stMain]').innerText !== window.before"""
 KINDS = ("empty", "demo", "running", "10k", "table")
 
 
@@ -136,15 +155,52 @@ def test_a_new_snapshot_appears_without_a_reload_and_nobody_loses_their_place(
         page.get_by_label("Find", exact=True).fill("<img")
         page.get_by_label("Find", exact=True).press("Enter")
         page.get_by_text("2 of 80 runs").wait_for()
-        page.set_viewport_size({"width": 1440, "height": 500})
-        place = page.get_by_test_id("stMain").evaluate("e => e.scrollTop = 120")
-        stores.running(server.results, n_runs=60)
-        page.get_by_text("2 of 60 runs").wait_for()
-        assert page.get_by_test_id("stMain").evaluate("e => e.scrollTop") == place
+        settle(page, "Runs")
+        place = scrolled(page, 120)
+        stores.running(server.results, n_runs=4_000)  # whose fit takes longer than the table
+        page.get_by_text("2 of 4,000 runs").wait_for()
+        assert page.evaluate(PLACE) == place
+        settle(page, "Runs")
+        assert page.evaluate(PLACE) == place
         expect(page.get_by_label("Find", exact=True)).to_have_value("<img")
     finally:
         stores.withdraw(server.results)
     assert seen.errors == []
+
+
+@pytest.mark.parametrize("view", ["Overview", "Extrapolate"])
+def test_answers_stay_until_those_about_new_runs_are_there(
+    view: str,
+    address: Callable[[str], Any],
+    stores: ModuleType,
+    visit: Callable[..., Any],
+    settle: Callable[[Page, str], None],
+) -> None:
+    server = address("empty")
+    stores.running(server.results)
+    try:
+        page, seen = visit(server.at(page=view))
+        settle(page, view)
+        place = scrolled(page, 400)
+        page.evaluate(WATCH_WAITS)
+        stores.running(server.results, n_runs=60)
+        page.wait_for_function(HAS_CHANGED)
+        settle(page, view)
+        assert page.evaluate("window.waits") == []
+        # What stands higher on the page may have grown: these runs have a warning.
+        assert page.evaluate(PLACE)[0] == place[0]
+    finally:
+        stores.withdraw(server.results)
+    assert seen.errors == []
+
+
+def scrolled(page: Page, pixels: int) -> list[float]:
+    """Scroll a window that is lower than the view, and return the place that the reader is at."""
+    page.set_viewport_size({"width": 1440, "height": 500})
+    page.get_by_test_id("stMain").evaluate("(e, by) => e.scrollTop = by", pixels)
+    place: list[float] = page.evaluate(PLACE)
+    assert place[0] == pixels
+    return place
 
 
 def test_a_search_that_arrives_when_the_fit_is_done_is_obeyed(

@@ -104,7 +104,7 @@ def test_the_outliers_of_a_table_are_marked_where_its_rows_are(
     expected = [line for line in (16, 38, 51) if line in frame.index]
     assert expected
     assert frame.index[frame[runs.MARK] == "outlier"].tolist() == expected
-    assert "16 (outlier), 38 (outlier), 51 (outlier)" in said(shown)
+    assert "Outliers of the fit: 16, 38, 51." in said(shown)
 
 
 def test_compare_opens_on_a_sweep_of_the_user_or_else_on_the_nearest_law(

@@ -15,15 +15,25 @@ from scalelab_dashboard.fits import FitKey, Job
 LONG_S = 30.0
 
 
+def old_job() -> Job:
+    return Job(
+        kind="fit",
+        key=FitKey(stamp="", results=""),
+        work=str,
+        future=Future(),
+        started_s=time.monotonic() - LONG_S,
+    )
+
+
 def test_a_view_does_not_wait_for_a_fit_that_an_earlier_one_has_waited_for() -> None:
-    job = Job(future=Future(), started_s=time.monotonic() - LONG_S)
+    job = old_job()
     before = time.monotonic()
     assert waiting._soon(job, LONG_S) is None
     assert time.monotonic() - before < LONG_S / 2
 
 
 def test_a_fit_that_is_done_is_shown_however_old_it_is() -> None:
-    job = Job(future=Future(), started_s=time.monotonic() - LONG_S)
+    job = old_job()
     job.future.set_result("fit")
     assert waiting._soon(job, LONG_S) == "fit"
 

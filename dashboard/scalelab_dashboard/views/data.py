@@ -86,13 +86,15 @@ def show(choice: Choice) -> None:
     st.subheader("Rows")
     numbers = [name for name in frame.columns if not str(name).lower().endswith(NAMES)]
     shown = frame.assign(**{name: frame[name].map(ui.short_number) for name in numbers})
-    # Of another file or another reading, the fit says nothing.
-    marks = point.marks(choice) if table == choice.table and reading == table.reading else {}
-    st.dataframe(marked(shown, marks), height=240, alt=f"First rows of {count} in the table")
-    st.caption(f"{plural(count, 'row')}; showing the first {len(frame):,}, long numbers rounded.")
-    if marks:
-        named = (f"{name} ({mark})" for name, mark in marks.items())
-        st.caption(ui.as_text(f"Outliers of the fit, and what it leaves out: {', '.join(named)}."))
+    rows, marks = st.container(), {}
+    if table == choice.table and reading == table.reading:
+        # Of another file or another reading, the fit says nothing.
+        marks = point.marks(choice)
+    with rows:
+        st.dataframe(marked(shown, marks), height=240, alt=f"First rows of {count} in the table")
+        st.caption(
+            f"{plural(count, 'row')}; showing the first {len(frame):,}, long numbers rounded."
+        )
     st.subheader("Columns")
     mapping = _mapping(list(frame.columns), dict(table.mapping))
     read = queries.read_file(table.path, stamp, mapping, reading)

@@ -10,11 +10,10 @@ import numpy as np
 import streamlit as st
 
 from scalelab.fit.isoflop import MISFIT, misfits
-from scalelab.forecast.extrapolation import fitted_range
 from scalelab.forecast.headline import laws_sentence
 from scalelab.report import figures, figures_isoflop, overlay
 from scalelab.units import format_flops, format_quantity, plural
-from scalelab_dashboard import glossary, point, queries, slider, tables_of, ui, waiting
+from scalelab_dashboard import assess, glossary, point, queries, slider, tables_of, ui, waiting
 from scalelab_dashboard.views import live
 
 if TYPE_CHECKING:
@@ -63,11 +62,10 @@ def show(choice: Choice) -> None:
     bands = old = None
     is_ready = False
     if report is not None and choice.key is not None:
-        span = _span(rows)
         head = queries.headline(choice.key, tuple(choice.words()[2:]), "", report, None)
-        old = _before(choice, report, span, top)
+        old = _before(choice, report, top)
         with running:
-            is_ready, bands = waiting.frontier(choice.key, span)
+            is_ready, bands = waiting.frontier(choice.key)
         with top:
             laws = laws_sentence(report.averaged)
             ui.answer(head.sentence, head.basis, head.verdict, head.warnings, laws)
@@ -76,7 +74,7 @@ def show(choice: Choice) -> None:
             _remedy(choice, report)
             ui.next_step(head, rows, choice.level)
             if report.has_answer and is_ready:
-                _headline(report, choice, bands, span[-1])
+                _headline(report, choice, bands)
     by = "frontier" if report is None else f"frontier by the {report.forecaster.label}"
     left, right = st.columns([3, 2], gap="medium")
     with left:
@@ -133,16 +131,14 @@ def _optima(
     return figure
 
 
-def _before(
-    choice: Choice, report: FitReport, span: tuple[float, float, float], top: DeltaGenerator
-) -> Bands | None:
+def _before(choice: Choice, report: FitReport, top: DeltaGenerator) -> Bands | None:
     """Say what the excluded runs change; return the frontier with them, None while it is fitted."""
     if not choice.excluded or choice.whole is None:
         return None
     with top:
         whole = waiting.whole_report(choice)
         point.change(choice, report, whole)
-        return None if whole is None else waiting.frontier(choice.whole, span)[1]
+        return None if whole is None else waiting.frontier(choice.whole)[1]
 
 
 def _remedy(choice: Choice, report: FitReport) -> None:
@@ -238,8 +234,9 @@ def _span_of(minimum: CurveMinimum) -> str:
     return f"{format_quantity(minimum.low)} to {format_quantity(minimum.high)}"
 
 
-def _headline(report: FitReport, choice: Choice, bands: Bands | None, flops: float) -> None:
+def _headline(report: FitReport, choice: Choice, bands: Bands | None) -> None:
     columns = st.columns(4)
+    flops = assess.span(report.observations)[-1]
     a, b = report.derived.get("a"), report.derived.get("b")
     note = ""
     if report.averaged is not None:
@@ -287,9 +284,3 @@ def _tokens_per_param(bands: Bands | None, flops: float) -> tuple[str, str]:
         f"{value:.1f}",
         f"{low:.1f} to {high:.1f} tokens per parameter ({100 * bands.level:g} %)",
     )
-
-
-def _span(rows: Observations) -> tuple[float, float, float]:
-    """Return the range of compute in which the frontier is drawn, and its largest budget."""
-    largest = fitted_range(rows).flops
-    return float(rows.flops.min()) / 1.5, largest * 1.5, largest
