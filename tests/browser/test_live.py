@@ -95,6 +95,10 @@ class Watched:
     """When each run was done, the first one first."""
     errors: list[str]
 
+    def first_s(self) -> float:
+        """Return the seconds to the page that has the sweep, whatever it counts by then."""
+        return min(self.seen_s.values())
+
     def late_s(self) -> list[float]:
         """Return the seconds from the end of each run to the page that counts it."""
         return [
@@ -151,7 +155,7 @@ def watched(
         errors=seen.errors,
     )
     late = ", ".join(f"{each:.2f}" for each in found.late_s())
-    print(f"\n{name}: sweep after {found.seen_s[0]:.2f} s, runs after {late} s; ", end="")
+    print(f"\n{name}: sweep after {found.first_s():.2f} s, runs after {late} s; ", end="")
     print(f"median {statistics.median(found.late_s()):.2f} s, load {os.getloadavg()[0]:.1f}")
     return found
 
@@ -165,5 +169,5 @@ def test_a_sweep_is_on_the_page_while_it_runs(watched: Watched) -> None:
 
 @pytest.mark.bench
 def test_a_sweep_and_its_runs_are_on_the_page_in_time(watched: Watched) -> None:
-    assert watched.seen_s[0] < FIRST_S
+    assert watched.first_s() < FIRST_S
     assert max(watched.late_s()) < EACH_S
