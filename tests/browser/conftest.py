@@ -20,6 +20,7 @@ import pytest
 from playwright.sync_api import (
     Browser,
     BrowserContext,
+    ConsoleMessage,
     Dialog,
     Page,
     TimeoutError,
@@ -40,6 +41,9 @@ FLAGS = (
     "--disable-sync",
 )
 START_S = 180
+HARMLESS = ("Cannot send rerun backMessage when disconnected from server.",)
+"""What Streamlit reports as an error where a part that updates by itself asks while the page is
+left or the line is down for a moment: it asks again at its next turn."""
 PATIENCE_MS = 300_000
 """How long to wait for anything: what is asserted must not depend on the machine's speed."""
 WIDTH, HEIGHT = 1440, 2600
@@ -282,7 +286,12 @@ def watch(page: Page, seen: Seen, own: str) -> None:
 
     page.on("request", lambda request: ask(request.url))
     page.on("websocket", lambda socket: ask(socket.url))
-    page.on("console", lambda m: seen.errors.append(m.text) if m.type == "error" else None)
+
+    def hear(message: ConsoleMessage) -> None:
+        if message.type == "error" and message.text not in HARMLESS:
+            seen.errors.append(message.text)
+
+    page.on("console", hear)
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     page.on("dialog", warn)
 
