@@ -61,11 +61,14 @@ def main() -> int:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, POLL_S)  # One in a device call may take long to end.
             continue
-        ready, _, _ = select.select([woken, *orders.readable()], [], [], POLL_S)
+        wait_s = 0.0 if orders.has_line else POLL_S
+        ready, _, _ = select.select([woken, *orders.readable()], [], [], wait_s)
         if woken in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(woken, 4096)
-        for line in orders.lines() if orders.fd in ready else ():
+        if orders.fd in ready:
+            orders.read()
+        for line in orders.lines():
             word, _, value = line.partition(" ")
             if word == "kill":
                 is_killing = True
@@ -87,19 +90,26 @@ class _Orders:
     def readable(self) -> list[int]:
         return [] if self.is_closed else [self.fd]
 
+    @property
+    def has_line(self) -> bool:
+        """Whether a whole line was read and not taken; one may come together with the first."""
+        return b"\n" in self._rest
+
+    def read(self) -> None:
+        data = os.read(self.fd, 1 << 16)
+        self.is_closed = not data
+        self._rest += data
+
     def first_line(self) -> bytes:
-        while b"\n" not in self._rest:
-            data = os.read(self.fd, 1 << 16)
-            if not data:
+        while not self.has_line:
+            self.read()
+            if self.is_closed:
                 sys.exit(1)
-            self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
         return line
 
     def lines(self) -> list[str]:
-        data = os.read(self.fd, 1 << 16)
-        self.is_closed = not data
-        *whole, self._rest = (self._rest + data).split(b"\n")
+        *whole, self._rest = self._rest.split(b"\n")
         return [line.decode() for line in whole]
 
 

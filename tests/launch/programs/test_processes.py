@@ -17,7 +17,7 @@ import pytest
 from scalelab.errors import RunsFailedError
 from scalelab.launch.base import LaunchRequest
 from scalelab.launch.local.pool import launch_local
-from scalelab.launch.programs.process import processes_of
+from scalelab.launch.programs.process import SUPERVISOR, processes_of
 from scalelab.records.sweep_dir import Results
 from tests.launch.programs.conftest import is_alive
 
@@ -25,15 +25,15 @@ pytestmark = pytest.mark.slow
 
 FAMILY = """
 child = "import os,time,signal\\nsignal.signal(15, signal.SIG_IGN)\\nos.fork() or os.setsid()\\n"
-child += "time.sleep(60)"
+child += "time.sleep(250)"
 subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
 signal.signal(15, signal.SIG_IGN)
 train(1, 3)
-time.sleep(60)
+time.sleep(250)
 """
 
 
-def _until(condition, timeout_s=20.0):
+def _until(condition, timeout_s=120.0):
     ends_s = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < ends_s, "nothing happened in time"
@@ -85,10 +85,32 @@ def test_a_killed_supervisor_leaves_no_process(program):
     family = _until(lambda: _family(trained.run))
     children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
-    worker.wait(20)
+    worker.wait(100)
     _until(lambda: not any(map(is_alive, family)))
     assert trained.end()["kind"] == "infrastructure"
     assert "supervisor was killed" in trained.end()["reason"]
+
+
+@pytest.mark.parametrize(("order", "code"), [("kill", -9), ("signal 15", -15)])
+def test_an_order_that_arrives_while_the_supervisor_starts_is_obeyed(tmp_path, order, code):
+    first = {"argv": ["sleep", "200"], "env": dict(os.environ), "cwd": str(tmp_path)}
+    started = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(SUPERVISOR)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    )
+    first |= {"linger_s": 1.0, "ignored": []}
+    # Both in one piece, as where the supervisor is slow to start; nothing follows.
+    started.stdin.write(f"{json.dumps(first)}\n{order}\n".encode())
+    try:
+        assert started.wait(100) == 0
+        reports = [json.loads(line) for line in started.stdout]
+    finally:
+        started.stdin.close()
+        started.stdout.close()
+        started.wait()
+    assert reports[1] == {"code": code}
 
 
 def test_in_place_waits_for_the_end_of_the_earlier_processes(program):
