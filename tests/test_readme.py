@@ -82,7 +82,7 @@ def run(folder: Path, cache_home: Path, line: str) -> subprocess.CompletedProces
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         env={
             **os.environ,
             "XDG_CACHE_HOME": str(cache_home),
@@ -138,7 +138,7 @@ def test_the_python_example_runs(folder):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert answer.returncode == 0, answer.stderr
     assert "loss_nats" in answer.stdout

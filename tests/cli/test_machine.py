@@ -114,7 +114,9 @@ def test_a_clock_far_from_the_file_servers_is_a_problem(
     monkeypatch.setattr(time, "time", lambda: now() - 60)
     check = by_name(check_results(tmp_path))["clock"]
     assert check.status == PROBLEM
-    assert "60.0 s" in check.found
+    skew_s = float(check.found.split(", ")[1].partition(" s")[0])
+    # A busy machine may take long between the two clocks that are compared.
+    assert skew_s == pytest.approx(60, abs=15)
 
 
 def test_cores_and_memory_are_those_of_this_process() -> None:

@@ -139,7 +139,7 @@ def test_collect_watch_goes_on_until_it_is_interrupted(results, run):
     start(results, replace(SPEC, seed=99))
     assert "1 new run," in process.stdout.readline()
     process.send_signal(2)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in err
 
@@ -213,7 +213,7 @@ def test_logs_follow_until_the_run_ends(results, run):
     attempt.append_metrics([row(30)])
     time.sleep(0.8)
     finish(attempt, 2.4)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert out.count("step") == 1
     assert f"run {run_id}: done" in out

@@ -270,6 +270,8 @@ def test_a_source_whose_files_did_not_change_is_not_read_again(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = tmp_path / "results"
+    # The files were written a moment ago, however slow the machine is.
+    monkeypatch.setattr("scalelab.corpus.build.UNSETTLED_S", 1e6)
     first = prepare(source_of(text), results)
     said: list[str] = []
 

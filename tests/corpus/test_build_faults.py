@@ -46,7 +46,7 @@ def test_preparing_again_mends_a_damaged_folder(text: Path, tmp_path: Path, kind
 def test_two_that_prepare_at_once_end_with_one_whole_dataset(text: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     processes = [start_preparing(text, results) for _ in range(4)]
-    outputs = {process.communicate(timeout=60)[0] for process in processes}
+    outputs = {process.communicate(timeout=300)[0] for process in processes}
     assert [process.returncode for process in processes] == [0] * 4
     assert len(outputs) == 1
     dataset = open_dataset(results / "data" / outputs.pop().strip())
@@ -137,7 +137,7 @@ def test_one_that_is_stopped_goes_on_where_it_was(
     process = start_preparing(
         text, tmp_path / "results", stop + STOP.format(n_saves=n_saves, then=then)
     )
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode in (-9, 1, -2)
     assert len(leftovers(tmp_path / "results")) == 1
     seen: list[tuple[str, int, int]] = []
@@ -161,7 +161,7 @@ def test_damaged_leftovers_and_those_of_a_living_process_are_not_continued(
     for harm in ("short text", "no shard", "wrong state", "short shard"):
         results = tmp_path / harm.replace(" ", "-")
         stop = STOP.format(n_saves=20, then="os.kill(os.getpid(), 9)")
-        start_preparing(text, results, "import os\n" + stop).communicate(timeout=60)
+        start_preparing(text, results, "import os\n" + stop).communicate(timeout=300)
         (left,) = leftovers(results)
         folder = results / "data" / left
         if harm == "short text":

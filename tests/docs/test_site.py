@@ -43,7 +43,7 @@ def pages(tmp_path_factory) -> dict[Path, _Page]:
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=800,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "WARNING" not in answer.stderr

@@ -12,6 +12,7 @@ from scalelab.forecast.design import COST_POWERS, propose_runs, variance_after
 from scalelab.forecast.points import Points
 from scalelab.forecast.posterior import Posterior, fit_posterior
 from scalelab.theory.laws import Chinchilla
+from tests.cpu_limits import slowness
 
 TRUTH = Chinchilla(A=482.0, B=2085.4, E=1.817, alpha=0.3478, beta=0.3659)
 
@@ -120,8 +121,8 @@ def test_a_pool_of_ten_thousand_runs_takes_less_than_a_second() -> None:
     flops = 6 * points.columns["n_params"] * points.columns["n_tokens"]
     is_free = np.arange(10_001) >= 40
     is_free[-1] = False
-    start = time.process_time()
+    slower, start = slowness(), time.process_time()
     plan = propose_runs(posterior, np.array([10_000]), flops, 3e21, is_free=is_free)
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 1.0 * slower
     assert plan.choices
     assert plan.cost_power in COST_POWERS

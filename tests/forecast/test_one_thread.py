@@ -27,6 +27,6 @@ def test_libraries_that_load_inside_the_call_use_one_thread() -> None:
         text=True,
         check=True,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"},
-        timeout=60,
+        timeout=300,
     )
     assert set(done.stdout.strip("[]\n").split(", ")) == {"1"}

@@ -44,8 +44,8 @@ def hangs(*, is_tiny):
     print("about to hang", flush=True)
     time.sleep(600)
 
-def slow(*, is_tiny):
-    time.sleep(0.7)
+def slow(*, is_tiny, seconds):
+    time.sleep(seconds)
     return {"says": "slow"}
 
 def partly(*, is_tiny):
@@ -53,7 +53,7 @@ def partly(*, is_tiny):
 """
 
 
-def odd(name: str, call: str, *, kind: str = TIME, limit_s: float = 20.0, **given: Any) -> Case:
+def odd(name: str, call: str, *, kind: str = TIME, limit_s: float = 100.0, **given: Any) -> Case:
     return Case(name=name, call=f"odd:{call}", kind=kind, limit_s=limit_s, arguments=given)
 
 
@@ -77,7 +77,8 @@ def test_a_bad_case_costs_only_itself(odd_module: Path) -> None:
         odd("wrong", "wrong"),
         odd("broken", "broken"),
         odd("killed", "killed"),
-        odd("hangs", "hangs", limit_s=1.0),
+        # The limit includes the start of the child, which a busy machine makes slow.
+        odd("hangs", "hangs", limit_s=4.0),
         odd("no such function", "absent"),
         odd("partly", "partly"),
         odd("last", "good", value=2.0),
@@ -143,14 +144,16 @@ def test_a_report_of_some_cases_or_of_toy_sizes_is_not_published(
     assert not (odd_module / "published").exists()
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept(odd_module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick, "TOY_LANES", 1)
     cases = [odd("device", "good", kind=CHECK), odd("early check", "hangs", kind=CHECK)]
-    cases += [odd(f"slow {index}", "slow") for index in range(8)]
+    cases += [odd(f"slow {index}", "slow", seconds=1.2) for index in range(8)]
     started = time.monotonic()
-    words = ["--out", str(odd_module), "--tiny", "--budget-s", "3"]
+    words = ["--out", str(odd_module), "--tiny", "--budget-s", "8"]
     assert quick.main(words, lambda out: cases) == 1
-    assert time.monotonic() - started < 6
+    # The check alone would take its limit of 100 s.
+    assert time.monotonic() - started < 60
     statuses = [row["status"] for row in report_of(odd_module)["cases"].values()]
     assert statuses[:3] == ["ok", "timed out", "ok"]
     assert statuses[-1] == "not run"
@@ -197,7 +200,7 @@ quick.main(["--out", {str(odd_module)!r}, "--tiny"], lambda out: cases)
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 30
+    ends = time.monotonic() + 200
     while not is_true():
         assert time.monotonic() < ends, "it did not happen"
         time.sleep(0.05)
@@ -232,9 +235,9 @@ def test_what_is_measured_is_what_a_sweep_plans_on_a_gpu(name: str, n_runs: int)
 
 @pytest.mark.slow
 def test_all_cases_complete_at_toy_sizes_with_only_torch_triton_and_numpy(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out, patience = tmp_path / "out", ("--budget-s", "2000")
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "gpu" / "quick.py", "--tiny", "--out", out],
+        [sys.executable, ROOT / "tests" / "gpu" / "quick.py", "--tiny", "--out", out, *patience],
         env=bare_environment(tmp_path),
         cwd=tmp_path,
         capture_output=True,

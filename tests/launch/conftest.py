@@ -94,7 +94,7 @@ def undisturbed(text, cache_home, tmp_path_factory) -> dict[str, float]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=200,
+        timeout=600,
         env={**os.environ, "XDG_CACHE_HOME": str(cache_home)},
     )
     assert json.loads(answer.stdout)["counts"] == {"done": N_RUNS}

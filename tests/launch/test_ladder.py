@@ -17,7 +17,7 @@ def test_branches_start_from_their_trunk_and_equal_straight_runs(
     lengths = ("--n-params", "15K", "--n-tokens", "20K,40K,80K", "--seeds", "0,1")
     options = ("--data", str(text), "--eval-tokens", "4096", "--seq-len", "32", "--batch-seqs", "4")
     process = start("sweep", "ladder", *lengths, *options, "--name", "tiny", "--yes", "--json")
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert json.loads(out)["counts"] == {"done": 6}
     n_from_trunk = 0

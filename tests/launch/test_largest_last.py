@@ -96,7 +96,7 @@ def test_a_sweep_registers_its_largest_budget_trains_it_and_scores_it(
             capture_output=True,
             text=True,
             check=True,
-            timeout=200,
+            timeout=600,
             env={**os.environ, "XDG_CACHE_HOME": str(cache_home)},
         )
         found: dict[str, Any] = json.loads(answer.stdout)

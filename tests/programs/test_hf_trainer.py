@@ -33,7 +33,7 @@ def scalelab(*words: str, results: Path, accepted: tuple[int, ...] = (0,)) -> An
         [sys.executable, "-m", "scalelab", *words, "--results", str(results)],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1000,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode in accepted, done.stdout + done.stderr
@@ -60,7 +60,7 @@ def check_runs(results: Results) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_the_trainer_of_hugging_face_trains_an_isoflop_sweep_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +86,6 @@ def test_the_trainer_of_hugging_face_trains_an_isoflop_sweep_here(
     assert page.stat().st_size > 10_000
     monkeypatch.setenv("SCALELAB_RESULTS", str(tmp_path))
     monkeypatch.delenv("SCALELAB_DASHBOARD_FILE", raising=False)
-    overview = AppTest.from_file(str(Path(app.__file__)), default_timeout=60).run()
+    overview = AppTest.from_file(str(Path(app.__file__)), default_timeout=300).run()
     assert not overview.exception
     assert f"{N_RUNS} done" in "\n".join(element.value for element in overview.markdown)

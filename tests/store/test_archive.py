@@ -374,27 +374,29 @@ def test_a_cut_or_changed_archive_is_refused_or_whole(archives, data, ending):
         assert tree(out) == tree(good)
 
 
+# A command that stops after some calls of a function, until it is killed.
 COMMAND = """
 import sys, time
 from scalelab.cli.main import main
 from scalelab.records import {module}
 call = {module}.{name}
 count = 0
-def slowly(*arguments, **options):
+def counted(*arguments, **options):
     global count
     answer = call(*arguments, **options)
     count += 1
-    print("step", count, flush=True)
-    time.sleep(0.01)
+    if count == {n_steps}:
+        print("step", count, flush=True)
+        time.sleep(600)
     return answer
-{module}.{name} = slowly
+{module}.{name} = counted
 main(sys.argv[1:])
 """
 
 
 def killed(words: list[str], module: str, name: str, n_steps: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND.format(module=module, name=name), *words],
+        [sys.executable, "-c", COMMAND.format(module=module, name=name, n_steps=n_steps), *words],
         stdout=subprocess.PIPE,
         text=True,
     )

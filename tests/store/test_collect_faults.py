@@ -187,11 +187,11 @@ class TestLock:
         def hold():
             with live.collector_lock(make.path):
                 taken.set()
-                release.wait(10)
+                release.wait(100)
 
         thread = threading.Thread(target=hold)
         thread.start()
-        taken.wait(10)
+        taken.wait(100)
         threading.Timer(0.3, release.set).start()
         assert collect(make.path, wait_s=20.0).is_published
         thread.join()
@@ -221,8 +221,8 @@ class TestLock:
             make.path.chmod(0o755)
 
 
-# Sixteen processes that open the snapshot repeatedly until the file `stop` exists. They are forked
-# before DuckDB starts a thread.
+# Sixteen processes that open the snapshot at least twice, and until the file `stop` exists. They
+# are forked before DuckDB starts a thread.
 READERS = """
 import os, sys, time
 from pathlib import Path
@@ -232,7 +232,7 @@ results, stop = Path(sys.argv[1]), Path(sys.argv[2])
 
 def poll():
     n = last = 0
-    while not stop.exists():
+    while n < 2 or not stop.exists():
         with open_snapshot(results) as connection:
             ((runs, rows),) = connection.execute(
                 "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM attempt_metrics)"
@@ -241,7 +241,6 @@ def poll():
         assert runs >= last, "an older snapshot after a newer one"
         last, n = runs, n + 1
         time.sleep(0.1)
-    assert n > 1, "never polled"
 
 children = []
 for _ in range(16):
@@ -276,7 +275,7 @@ def test_sixteen_polling_readers_see_only_complete_snapshots(make, tmp_path):
         collect(make.path)
     time.sleep(1.0)
     stop.touch()
-    _, errors = readers.communicate(timeout=60)
+    _, errors = readers.communicate(timeout=200)
     assert (readers.returncode, errors) == (0, "")
 
 

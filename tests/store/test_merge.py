@@ -338,18 +338,22 @@ def test_a_broken_run_is_named_and_left_out(maker, tmp_path, capsys):
     assert {p.name for p in (laptop.path / "runs").iterdir()} == {cluster.run(3).run_id}
 
 
+# A merge that is killed within or just after the put that follows a number of them: there it waits.
 MERGER = """
 import sys, time
 from pathlib import Path
 from scalelab.records import merge
 merge._WRITES_IN_A_BATCH = 2
 put = merge._put
+one, two = map(Path, sys.argv[1:3])
+left = int(sys.argv[3])
 def slowly(write, staged):
+    global left
     put(write, staged)
+    left -= 1
     print("put", flush=True)
-    time.sleep(0.003)
+    time.sleep(0.003 if left >= 0 else 600)
 merge._put = slowly
-one, two = map(Path, sys.argv[1:])
 plan = merge.plan_merge(one, two, prefer="ours")
 print("planned", flush=True)
 merge.apply_merge(one, plan)
@@ -369,7 +373,7 @@ def test_a_killed_merge_loses_nothing_and_the_next_one_ends_it(maker, tmp_path):
     n_kills = 0
     for n_puts in (1, 2, 3, 5, 8, 13):
         process = subprocess.Popen(
-            [sys.executable, "-c", MERGER, str(laptop.path), str(cluster.path)],
+            [sys.executable, "-c", MERGER, str(laptop.path), str(cluster.path), str(n_puts)],
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -217,16 +217,21 @@ def test_an_unreadable_plan_may_share_runs_and_stops_a_removal(make):
         api.remove("demo", results=make.path / "nowhere")
 
 
+# A removal that stops after some moves, until it is killed.
 REMOVER = """
 import sys, time
 from pathlib import Path
 from scalelab.records import removal
 move = removal._move
-def slowly(path, target):
+left = int(sys.argv[2])
+def counted(path, target):
+    global left
     move(path, target)
-    print("moved", flush=True)
-    time.sleep(0.01)
-removal._move = slowly
+    left -= 1
+    if left == 0:
+        print("moved", flush=True)
+        time.sleep(600)
+removal._move = counted
 results = Path(sys.argv[1])
 plan = removal.plan_removal(results, removal.RemoveOptions(names=("demo",)))
 removal.apply_removal(results, plan)
@@ -240,10 +245,11 @@ def test_a_killed_removal_is_ended_by_the_next(make):
     make.sweep("other", runs[:2])
     for n_moves in (1, 2, 3):
         process = subprocess.Popen(
-            [sys.executable, "-c", REMOVER, str(make.path)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", REMOVER, str(make.path), str(n_moves)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        for _ in range(n_moves):
-            process.stdout.readline()
+        assert process.stdout.readline() == "moved\n"
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         process.stdout.close()

@@ -37,7 +37,7 @@ class Event:
         self.is_complete.set()
 
     def synchronize(self) -> None:
-        assert self.is_complete.wait(10)
+        assert self.is_complete.wait(100)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_batches_come_in_order_and_are_loaded_ahead() -> None:
             both.set()
 
     with batches.batches_ahead(load, SHAPE, 7) as take:
-        assert both.wait(10)
+        assert both.wait(100)
         found = [int(take().tokens[0, 0]) for _ in range(7)]
     assert found == [1, 2, 3, 4, 5, 6, 7]
     assert loaded == [0, 1, 2, 3, 4, 5, 6]

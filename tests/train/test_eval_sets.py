@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import shutil
 import time
@@ -271,7 +272,7 @@ def test_a_run_killed_while_it_evaluates_ends_with_the_rows_of_an_undisturbed_on
         before = len(run.attempts())
         process = context.Process(target=train_slowly, args=(run.path, dataset.folder))
         process.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             attempts = run.attempts()
             written = attempts[-1].path / "evals.jsonl" if len(attempts) > before else None
@@ -287,11 +288,12 @@ def test_a_run_killed_while_it_evaluates_ends_with_the_rows_of_an_undisturbed_on
 
 
 def train_slowly(run: Path, data: Path) -> None:
-    """Train with a checkpoint after every step, and a pause after each set of an evaluation."""
+    """Train with a checkpoint after every step, and wait in the course of an evaluation."""
     evaluate = Engine.evaluate
+    n_calls = itertools.count()
 
     def slow(self: Engine, *args: Any) -> Any:
-        time.sleep(0.05)
+        time.sleep(0.05 if next(n_calls) < 10 else 600)
         return evaluate(self, *args)
 
     Engine.evaluate = slow  # type: ignore[method-assign]

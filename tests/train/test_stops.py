@@ -159,7 +159,7 @@ def start_worker(run: RunDir, dataset: Dataset, execution: ExecutionSpec) -> sub
 
 
 def wait_for_checkpoints(run: RunDir, n: int, process: subprocess.Popen[str]) -> None:
-    for _ in range(3_000):
+    for _ in range(20_000):
         if len([c for c in run.checkpoints() if c.step > 0]) >= n:
             return
         assert process.poll() is None, process.communicate()
@@ -175,7 +175,7 @@ def test_after_a_signal_the_run_saves_a_checkpoint_and_ends_as_preempted(
     process = start_worker(run, dataset, replace(execution, checkpoint_interval_s=0.05))
     wait_for_checkpoints(run, 1, process)
     process.send_signal(kind)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert out.strip() == "preempted", err
     assert kind.name in last_note(run)["ended"]["reason"]
     assert curve(run)

@@ -5,7 +5,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -169,9 +168,9 @@ def test_a_tiny_tuning_ends_in_a_law_that_a_sweep_uses(capsys, text, tmp_path, o
     assert list(curve)[-1] == 100
 
     # The same command has nothing left to do; more trials continue the search.
-    started_s = time.time()
+    attempts = sorted(results.glob("runs/*/attempts/*"))
     assert tune(capsys, text, results)[1]["trials"] == said["trials"]
-    assert time.time() - started_s < 10
+    assert sorted(results.glob("runs/*/attempts/*")) == attempts
     _, more = tune(capsys, text, results, "--trials", "4")
     assert sum(more["trials"].values()) == 16
     code = main([*TUNE, "--data", str(text), "--results", str(results), "--lr", "1e-3..1e-2"])
@@ -206,7 +205,7 @@ def test_an_interrupted_tuning_resumes_its_runs(capsys, text, tmp_path, own_cach
     with frozen_worker(Results(results)) as frozen:
         process.send_signal(signal.SIGINT)
         wait_for(lambda: has_pending(frozen, signal.SIGTERM), "the launcher to stop its workers")
-    said = json.loads(process.communicate(timeout=90)[0])
+    said = json.loads(process.communicate(timeout=300)[0])
     assert process.returncode == 130
     assert said["status"] == "interrupted"
     assert said["trials"].get("running", 0) >= 1

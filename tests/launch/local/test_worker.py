@@ -75,8 +75,10 @@ def test_a_worker_imports_nothing_from_the_current_folder(tmp_path):
 
 
 def test_ctrl_c_while_the_server_imports_leaves_no_traceback_of_it(tmp_path):
+    was_sent = tmp_path / "sent"
     (tmp_path / "slow_import.py").write_text(
-        "import time\nprint('importing', flush=True)\ntime.sleep(1)\n"
+        "import os, time\nprint('importing', flush=True)\n"
+        f"while not os.path.exists({str(was_sent)!r}):\n    time.sleep(0.01)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", STARTER, "slow_import"],
@@ -89,6 +91,7 @@ def test_ctrl_c_while_the_server_imports_leaves_no_traceback_of_it(tmp_path):
     )
     assert process.stdout.readline() == "importing\n"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=60)
+    was_sent.touch()
+    out, err = process.communicate(timeout=300)
     assert err == ""
     assert "stopped" in out

@@ -92,14 +92,14 @@ def test_a_silent_program_is_stopped_as_hung(program):
 
 @pytest.mark.slow
 def test_a_program_that_shows_output_without_rows_is_not_hung(program):
-    text = "for _ in range(20):\n    print('.', end='', flush=True)\n    time.sleep(0.1)\n"
-    trained = program(text + "train(1, 20)\nfinish()", idle_min=1.5 / 60)
+    text = "for _ in range(25):\n    print('.', end='', flush=True)\n    time.sleep(0.2)\n"
+    trained = program(text + "train(1, 20)\nfinish()", idle_min=4 / 60)
     assert trained.train() == "done"
 
 
 def test_orphans_in_sessions_of_their_own_are_killed(program):
     text = """
-    child = "import os,time\\nfor _ in range(2):\\n    os.fork() or os.setsid()\\ntime.sleep(60)"
+    child = "import os,time\\nfor _ in range(2):\\n    os.fork() or os.setsid()\\ntime.sleep(200)"
     found = [subprocess.Popen([sys.executable, "-c", child], start_new_session=True).pid]
     print(*found, flush=True)
     time.sleep(0.1)
@@ -109,7 +109,7 @@ def test_orphans_in_sessions_of_their_own_are_killed(program):
     trained = program(text)
     started = time.monotonic()
     assert trained.train() == "done"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 100, "it waited for them"
     (attempt,) = trained.run.attempts()
     assert not is_alive(int((attempt.path / "output.txt").read_text()))
     (warning,) = attempt.read_note()["warnings"]
@@ -171,13 +171,16 @@ def test_a_stop_gives_the_signal_and_the_grace_and_is_no_failure(program):
 
 
 def test_a_program_that_ignores_the_signal_is_killed_after_the_grace(program):
-    trained = program("signal.signal(15, signal.SIG_IGN)\ntrain(1, 3)\ntime.sleep(60)")
+    trained = program("signal.signal(15, signal.SIG_IGN)\ntrain(1, 3)\ntime.sleep(200)")
     started = time.monotonic()
     assert trained.train(_stop_after_rows(trained)) == "preempted"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 100, "it waited for the end of the program"
 
 
-def test_a_program_that_ends_by_a_signal_which_the_worker_gets_too_is_preempted(program):
+def test_a_program_that_ends_by_a_signal_which_the_worker_gets_too_is_preempted(
+    program, monkeypatch
+):
+    monkeypatch.setattr("scalelab.launch.programs.attempt.ASKED_WAIT_S", 100)
     trained = program("train(1, 3)\nos.kill(os.getppid(), 0)\nos.kill(os.getpid(), 15)")
     ended = []
 
@@ -254,7 +257,7 @@ def test_a_run_that_fails_after_its_fresh_start_too_has_failed(program):
 def test_a_cut_checkpoint_is_passed_over(program):
     trained = program(RESUMING.replace("FAULT", "if step == 12 and first == 1: os.abort()"),
                       **CHECKPOINT)  # fmt: skip
-    trained.train(lambda: "enough" if _has(trained, "ckpt_10.json") else None)
+    trained.train(lambda: "enough" if _has(trained, "ckpt_10.json", "10") else None)
     (attempt,) = trained.run.attempts()
     (attempt.path / "out" / "ckpt_15.json").write_text("")
     assert trained.train() == "done"
@@ -287,7 +290,7 @@ def test_a_checkpoint_without_a_step_in_its_name_gets_the_step_of_the_rows(progr
 
 
 def test_a_newer_claim_ends_the_program_and_takes_the_result(program):
-    trained = program("train(1, 3)\ntime.sleep(60)")
+    trained = program("train(1, 3)\ntime.sleep(200)")
     claims = []
 
     def claim_once() -> None:
@@ -296,16 +299,24 @@ def test_a_newer_claim_ends_the_program_and_takes_the_result(program):
 
     started = time.monotonic()
     assert trained.train(claim_once) == "preempted"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 100, "it waited for the end of the program"
     assert "newer attempt" in trained.run.attempts()[0].read_note()["ended"]["reason"]
     assert trained.run.accepted() is None
 
 
 def test_a_result_after_a_newer_claim_is_not_recorded(program, monkeypatch):
-    trained = program("train(1, 20)\nfinish()\ntime.sleep(0.2)")
-    monkeypatch.setattr("scalelab.launch.programs.attempt.FENCE_INTERVAL_S", 99)
+    trained = program("train(1, 20)\nfinish()\ntime.sleep(200)")
+    monkeypatch.setattr("scalelab.launch.programs.attempt.FENCE_INTERVAL_S", 999)
     claims = []
-    assert trained.train(lambda: claims or claims.append(trained.run.claim())) == "preempted"
+
+    def claim_after_the_result() -> str | None:
+        first = trained.run.attempts()[0].path / "reported.jsonl"
+        if not claims and first.exists() and '"final"' in first.read_text():
+            claims.append(trained.run.claim())
+        return "enough" if claims else None
+
+    assert trained.train(claim_after_the_result) == "preempted"
+    assert "newer attempt" in trained.run.attempts()[0].read_note()["ended"]["reason"]
     assert trained.run.accepted() is None
 
 
@@ -390,18 +401,21 @@ def _stop_after_rows(trained):
     return should_stop
 
 
-def _has(trained, name: str) -> bool:
-    return any(trained.run.path.rglob(name))
+def _has(trained, name: str, text: str) -> bool:
+    """Return whether there is a file with this text; one that is being written has none yet."""
+    return any(path.read_text() == text for path in trained.run.path.rglob(name))
 
 
 def test_checkpoints_are_recorded_of_a_program_that_saves_all_the_time(program):
-    text = (
-        "for step in range(1, 2000):\n    train(step, step)\n    save(step)\n    time.sleep(0.001)"
-    )
+    text = """
+    for step in range(1, 100_000):
+        train(step, step)
+        save(step)
+        time.sleep(0.001)
+    """
     trained = program(text, **CHECKPOINT)
     # The newest one is always being written: an older one is recorded while the program runs.
     assert trained.train(lambda: "enough" if trained.run.checkpoints() else None) == "preempted"
-    assert trained.rows()[-1]["step"] < 1500
 
 
 def test_signals_that_slurm_sends_to_every_process_do_not_end_a_program(program):

@@ -36,6 +36,8 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     """Return a function that gives child processes kernels; text is added to some modules."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # No case is left out because the machine is slow.
+    monkeypatch.setattr("scalelab.train.qualify.choose.LIMIT_S", 800.0)
 
     def make(changes: Mapping[str, str] = {}) -> None:
         folder = tmp_path / "package" / "scalelab_kernels"

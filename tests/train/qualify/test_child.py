@@ -130,12 +130,12 @@ def test_kernels_that_crash_or_hang_end_only_the_child(
     kernels: Callable[..., None], tiny: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels({"swiglu": CRASHING, "adamw": HANGING})
-    monkeypatch.setattr(measure, "CASE_LIMIT_S", 4.0)
+    monkeypatch.setattr(measure, "CASE_LIMIT_S", 10.0)
     chosen, note = qualified(AUTO_REQUEST, tiny, n_runs=1, request_=None)
     verdict = verdict_of(note)
     checks = {c["op"]: (c["status"], c["reason"]) for c in verdict["kernels"][0]["checks"]}
     assert checks["swiglu"] == ("crashed", "its process ended with SIGABRT")
-    assert checks["adamw"] == ("hung", "no result within 4 s")
+    assert checks["adamw"] == ("hung", "no result within 10 s")
     assert checks["linear_cross_entropy_sum"] == ("ok", "")
     assert statuses(verdict)[TRITON][0] == "crashed"
     assert chosen.kernels == "reference"

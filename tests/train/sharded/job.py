@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
+import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,8 +38,22 @@ class Job:
 
     def exit_codes(self) -> list[int]:
         for process in self.ranks:
-            process.join(120)
+            process.join(300)
         return [process.exitcode for process in self.ranks]
+
+
+def _free_port() -> int:
+    """Return a port that stays free until rank 0 takes it.
+
+    The system gives other programs, such as a browser beside these tests, ports from 32768 on;
+    processes of a parallel test run begin at different numbers.
+    """
+    for number in itertools.count(os.getpid() * 7):
+        port = 20_000 + number % 12_000
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
 
 
 @contextlib.contextmanager
@@ -48,9 +64,7 @@ def starting(dataset: Path) -> Iterator[Callable[..., Job]]:
     def begin(runs: list[RunDir], n_ranks: int, **options: Any) -> Job:
         own = {name: options.pop(name) for name in list(options) if name in OPTIONS}
         execution = ExecutionSpec(metrics_interval_steps=4, step="direct", **options)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         job = Job([], [])
         for rank in range(n_ranks):
             receiver, sender = CONTEXT.Pipe(duplex=False)
