@@ -23,7 +23,8 @@ from scalelab_dashboard.fits import Failure, attempt
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalelab.fit.outcome import FitWarning, Interval
+    from scalelab.fit.intervals import Interval
+    from scalelab.fit.outcome import FitWarning
     from scalelab.records.notes import Note
     from scalelab.records.types import Observations
 

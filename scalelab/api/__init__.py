@@ -50,10 +50,11 @@ if TYPE_CHECKING:
     from scalelab.api.sweep_reports import LaunchReport, Plan, Proposal
     from scalelab.fit.best_mixing import BestWeights
     from scalelab.fit.bootstrap import BootstrapSpec
+    from scalelab.fit.intervals import Interval
     from scalelab.fit.mixing import MixtureFit
     from scalelab.fit.mixing_goal import MixtureLimits
     from scalelab.fit.objective import Objective
-    from scalelab.fit.outcome import FitWarning, Interval, ParametricFit
+    from scalelab.fit.outcome import FitWarning, ParametricFit
     from scalelab.forecast.adaptive import Target
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.decision import Candidate, Deployment, Limits
@@ -80,10 +81,11 @@ _TYPES = {
     "scalelab.api.sweep_reports": "LaunchReport Plan Proposal",
     "scalelab.fit.best_mixing": "BestWeights",
     "scalelab.fit.bootstrap": "BootstrapSpec",
+    "scalelab.fit.intervals": "Interval",
     "scalelab.fit.mixing": "MixtureFit",
     "scalelab.fit.mixing_goal": "MixtureLimits",
     "scalelab.fit.objective": "Objective",
-    "scalelab.fit.outcome": "FitWarning Interval ParametricFit",
+    "scalelab.fit.outcome": "FitWarning ParametricFit",
     "scalelab.forecast.adaptive": "Target",
     "scalelab.forecast.allocate": "Forecast",
     "scalelab.forecast.decision": "Candidate Deployment Limits",

@@ -217,7 +217,7 @@ def backtest(
     DataError
         If no cut leaves enough rows.
     """
-    from scalelab.fit.outcome import check_level
+    from scalelab.fit.intervals import check_level
     from scalelab.forecast import backtest as tests
     from scalelab.forecast.allocate import FORECASTERS
     from scalelab.forecast.cuts import FACTOR

@@ -81,7 +81,7 @@ def decide(
     """
     from scalelab.api.laws import load_law
     from scalelab.api.reports import Decision
-    from scalelab.fit.outcome import check_level
+    from scalelab.fit.intervals import check_level
     from scalelab.forecast.allocate import parse_request
     from scalelab.forecast.decide import decide as best
     from scalelab.forecast.decide import parse_candidate

@@ -152,10 +152,11 @@ def fit(
         row_warnings,
     )
     from scalelab.fit.envelope import along_curves, fit_envelope
+    from scalelab.fit.intervals import check_level
     from scalelab.fit.isoflop import fit_isoflop
     from scalelab.fit.local_minima import local_law
     from scalelab.fit.objective import Objective
-    from scalelab.fit.outcome import FitWarning, check_level
+    from scalelab.fit.outcome import FitWarning
     from scalelab.fit.parametric import fit_parametric
     from scalelab.fit.select import FORMS, OBJECTIVES
     from scalelab.fit.select import compare as ranked
@@ -336,7 +337,7 @@ def forecasts(
     report: BaseFitReport | SavedLaw, *asked: Asked, level: float | None = None, **named: Any
 ) -> tuple[Forecast, ...]:
     """Return the forecasts that `predict` has as rows; same arguments and errors."""
-    from scalelab.fit.outcome import check_level
+    from scalelab.fit.intervals import check_level
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.forecaster import forecaster
     from scalelab.forecast.law_file import SavedLaw
@@ -388,7 +389,7 @@ def compare(
         As in `fit`.
     """
     from scalelab.api.reports import Comparison
-    from scalelab.fit.outcome import check_level
+    from scalelab.fit.intervals import check_level
     from scalelab.fit.select import FORMS, OBJECTIVES
     from scalelab.fit.select import compare as ranked
 

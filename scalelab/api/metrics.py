@@ -15,7 +15,7 @@ from scalelab.errors import DataError, NotIdentifiedError, UsageError
 if TYPE_CHECKING:
     from scalelab.api.data import Data
     from scalelab.api.reports import FitReport, MetricComparison
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
     from scalelab.forecast.metric_comparison import MetricRow
     from scalelab.records.metric import Metric
     from scalelab.store.reading import Reading

@@ -136,7 +136,7 @@ def transfer(
     UsageError
         If the sweep or the level cannot be used.
     """
-    from scalelab.fit.outcome import check_level
+    from scalelab.fit.intervals import check_level
     from scalelab.records.sweep_dir import Results
     from scalelab.report.plots import save_figure
     from scalelab.tune.transfer import cells_of, train

@@ -318,7 +318,7 @@ def intervals(
         For a level outside (0, 1), a single replicate, or a negative count or seed.
     """
     from scalelab.fit.bootstrap import BootstrapSpec
-    from scalelab.fit.outcome import check_level
+    from scalelab.fit.intervals import check_level
     from scalelab.tune.law import DEFAULT_LEVEL, DEFAULT_REPLICATES
 
     level = DEFAULT_LEVEL if level is None else level

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from scalelab.api.chains import ChainReport
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
     from scalelab.forecast.chain import TaskForecast
 
 REFUSED = ("holdout", "compare", "speedup", "as_tex")

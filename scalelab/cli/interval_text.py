@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scalelab.units import format_quantity
 
 if TYPE_CHECKING:
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
 
 
 def interval_text(interval: Interval | None) -> str:

@@ -17,7 +17,7 @@ from scalelab.units import format_flops, plural
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
     from scalelab.forecast.metric_comparison import MetricComparison
 
 MOST_PAIRS = 8

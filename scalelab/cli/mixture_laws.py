@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from scalelab.fit.best_mixing import BestWeights
+    from scalelab.fit.intervals import Interval
     from scalelab.fit.mixing import MixtureFit
-    from scalelab.fit.outcome import Interval
 
 FORM = "mixture"
 FIT_OPTIONS = (

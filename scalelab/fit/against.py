@@ -14,8 +14,9 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec, plan
+from scalelab.fit.intervals import Interval, percentile_limits
 from scalelab.fit.isoflop import Axis, IsoflopFit, expected_bias, replicate_laws, tokens_at
-from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
+from scalelab.fit.outcome import FitWarning, ParametricFit
 from scalelab.fit.rows import column, design
 from scalelab.records.types import Observations
 from scalelab.units import format_flops

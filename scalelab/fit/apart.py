@@ -9,8 +9,9 @@ import math
 from collections.abc import Sequence
 
 from scalelab.fit.envelope import EnvelopeFit
+from scalelab.fit.intervals import Interval
 from scalelab.fit.isoflop import IsoflopFit
-from scalelab.fit.outcome import FitWarning, Interval
+from scalelab.fit.outcome import FitWarning
 from scalelab.fit.power_law import PowerLaw
 
 CODE = "approach_apart"

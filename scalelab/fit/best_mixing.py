@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from scalelab.arrays import FloatArray
+from scalelab.fit.intervals import Interval, check_level, percentile_limits
 from scalelab.fit.mixing import MixtureFit
 from scalelab.fit.mixing_goal import Goal, MixtureLimits, within
-from scalelab.fit.outcome import FitWarning, Interval, check_level, percentile_limits
+from scalelab.fit.outcome import FitWarning
 from scalelab.units import format_count
 
 N_SPREAD = 2048

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
+from scalelab.fit.intervals import percentile_limits
 from scalelab.fit.isoflop import unusable
-from scalelab.fit.outcome import percentile_limits
 from scalelab.fit.power_law import PowerLaw
 from scalelab.records.types import Curves, Observations
 from scalelab.units import plural

@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 
 from scalelab.arrays import FloatArray
+from scalelab.fit.intervals import percentile_limits
 from scalelab.fit.isoflop import Axis, IsoflopFit
-from scalelab.fit.outcome import percentile_limits
 from scalelab.fit.power_law import PowerLaw
 from scalelab.records.types import Observations
 

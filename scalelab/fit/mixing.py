@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.effective_data import effective_data
+from scalelab.fit.intervals import Interval, check_level, percentile_limits
 from scalelab.fit.mixture_checks import check_weights, checked_weights
-from scalelab.fit.outcome import FitWarning, Interval, check_level, percentile_limits
+from scalelab.fit.outcome import FitWarning
 from scalelab.theory.laws.mixing import SCALES, WEIGHT, MixingLaw
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import UsageError, did_you_mean
 from scalelab.fit.effective_data import effective_data
+from scalelab.fit.intervals import Interval, percentile_limits
 from scalelab.fit.mixing import MixtureFit
-from scalelab.fit.outcome import Interval, percentile_limits
 from scalelab.theory.epochs import MAX_EPOCHS
 from scalelab.theory.laws.mixing import WEIGHT
 

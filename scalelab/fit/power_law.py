@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 from scalelab.arrays import FloatArray
-from scalelab.fit.outcome import Interval, percentile_limits
+from scalelab.fit.intervals import Interval, percentile_limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,8 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError, UsageError
-from scalelab.fit.outcome import Interval, ParametricFit, percentile_limits
+from scalelab.fit.intervals import Interval, percentile_limits
+from scalelab.fit.outcome import ParametricFit
 from scalelab.fit.select import columns_of
 from scalelab.records.types import Observations
 from scalelab.theory.laws.base import Law

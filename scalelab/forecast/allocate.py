@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from scalelab.errors import UsageError, did_you_mean
-from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, percentile_limits
+from scalelab.fit.intervals import Interval, percentile_limits
+from scalelab.fit.outcome import FitWarning, ParametricFit
 from scalelab.forecast.extrapolation import FittedRange, extrapolation_warning
 from scalelab.theory.accounting import tokens_at_6nd, train_flops_6nd
 from scalelab.theory.laws.base import Law

@@ -32,8 +32,8 @@ from scipy.special import ndtri
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError
+from scalelab.fit.intervals import Prediction
 from scalelab.fit.isoflop import budgets_of
-from scalelab.fit.outcome import Prediction
 from scalelab.forecast.cuts import FACTOR, largest_cuts
 from scalelab.forecast.describing import describing_forms
 from scalelab.forecast.mixture import Mixture

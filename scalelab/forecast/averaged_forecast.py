@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scalelab.errors import NotIdentifiedError, UsageError
-from scalelab.fit.outcome import Interval
+from scalelab.fit.intervals import Interval
 from scalelab.forecast.allocate import (
     AVERAGED,
     SIZE_COLUMNS,

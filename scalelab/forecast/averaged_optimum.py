@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError
-from scalelab.fit.outcome import Interval
+from scalelab.fit.intervals import Interval
 from scalelab.forecast.averaged import AveragedFit
 from scalelab.forecast.line import line_of
 from scalelab.forecast.valley import valley_of

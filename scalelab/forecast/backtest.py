@@ -15,8 +15,9 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, ScalelabError
 from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.fit.intervals import Prediction
 from scalelab.fit.objective import Objective
-from scalelab.fit.outcome import ParametricFit, Prediction
+from scalelab.fit.outcome import ParametricFit
 from scalelab.fit.parametric import fit_parametric
 from scalelab.fit.select import OBJECTIVES, columns_of, compare
 from scalelab.fit.selected import first_identified, fit_selected

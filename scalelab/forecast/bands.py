@@ -12,7 +12,8 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError, UsageError
-from scalelab.fit.outcome import ParametricFit, percentile_limits
+from scalelab.fit.intervals import percentile_limits
+from scalelab.fit.outcome import ParametricFit
 from scalelab.forecast.averaged import AveragedFit
 from scalelab.forecast.averaged_optimum import optima
 from scalelab.forecast.line import line_of

@@ -18,7 +18,8 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import ScalelabError
-from scalelab.fit.outcome import FitWarning, Interval
+from scalelab.fit.intervals import Interval
+from scalelab.fit.outcome import FitWarning
 from scalelab.fit.task_accuracy import BEST_RUNS, AccuracyLink, DirectLaw
 from scalelab.forecast.allocate import Forecast, Refusal, Request
 from scalelab.forecast.fit_report import FitReport

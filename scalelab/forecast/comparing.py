@@ -15,7 +15,8 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError, ScalelabError, UsageError
-from scalelab.fit.outcome import Interval, ParametricFit
+from scalelab.fit.intervals import Interval
+from scalelab.fit.outcome import ParametricFit
 from scalelab.fit.speedup import Speedup, effective_speedup
 from scalelab.forecast.allocate import Forecast, derived, frontier, parse_request
 from scalelab.forecast.bands import Bands

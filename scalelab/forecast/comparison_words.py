@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalelab.fit.outcome import Interval
+from scalelab.fit.intervals import Interval
 from scalelab.forecast.comparable import NO, UNKNOWN, YES
 from scalelab.forecast.loss_gap import SPAN, loss_gaps
 from scalelab.records.metric import BITS_PER_BYTE

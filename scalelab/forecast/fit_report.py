@@ -14,8 +14,9 @@ from typing import Any
 from scalelab.errors import EXIT_OK, NotIdentifiedError
 from scalelab.fit.against import Disagreement
 from scalelab.fit.envelope import EnvelopeFit
+from scalelab.fit.intervals import Interval
 from scalelab.fit.isoflop import IsoflopFit
-from scalelab.fit.outcome import FitWarning, Interval, ParametricFit, Status
+from scalelab.fit.outcome import FitWarning, ParametricFit, Status
 from scalelab.fit.parabola import CurveMinimum
 from scalelab.fit.power_law import PowerLaw
 from scalelab.fit.select import Comparison

@@ -16,7 +16,8 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import NotIdentifiedError, ScalelabError, UsageError
-from scalelab.fit.outcome import ParametricFit, Prediction
+from scalelab.fit.intervals import Prediction
+from scalelab.fit.outcome import ParametricFit
 from scalelab.forecast.allocate import (
     AVERAGED,
     LAW,

@@ -28,7 +28,7 @@ from scalelab.units import (
 )
 
 if TYPE_CHECKING:
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.averaged import AveragedFit
     from scalelab.forecast.decision import Candidate

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from scalelab.errors import UsageError
-from scalelab.fit.outcome import Interval
+from scalelab.fit.intervals import Interval
 from scalelab.forecast.fit_formats import tex_number
 from scalelab.forecast.law_file import SavedLaw
 from scalelab.theory.laws.base import Law

@@ -19,8 +19,9 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, NotIdentifiedError, UsageError
+from scalelab.fit.intervals import Interval
 from scalelab.fit.objective import Objective
-from scalelab.fit.outcome import BootstrapReport, FitWarning, Interval, ParametricFit
+from scalelab.fit.outcome import BootstrapReport, FitWarning, ParametricFit
 from scalelab.forecast.extrapolation import FittedRange
 from scalelab.forecast.fit_report import LOSS, FitReport
 from scalelab.records.metric import HELDOUT, NATS, parse_metric

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from scalelab.arrays import FloatArray
-from scalelab.fit.outcome import Interval
+from scalelab.fit.intervals import Interval
 from scalelab.forecast.bands import Bands
 
 SPAN = 10.0

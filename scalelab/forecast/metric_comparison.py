@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from scalelab.errors import EXIT_OK, NotIdentifiedError
-from scalelab.fit.outcome import Interval
+from scalelab.fit.intervals import Interval
 from scalelab.forecast.fit_formats import tex_number, tex_text
 from scalelab.forecast.fit_report import FitReport
 from scalelab.records.metric import Metric

@@ -17,7 +17,8 @@ import numpy as np
 from scalelab.arrays import FloatArray
 from scalelab.errors import ScalelabError
 from scalelab.fit.bootstrap import BootstrapSpec
-from scalelab.fit.outcome import FitWarning, Interval, ParametricFit
+from scalelab.fit.intervals import Interval
+from scalelab.fit.outcome import FitWarning, ParametricFit
 from scalelab.fit.parametric import fit_parametric
 from scalelab.fit.rows import column
 from scalelab.fit.size_counts import ASKED, Relation, counted_by, names_counts, size_counts

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalelab.arrays import FloatArray
-from scalelab.fit.outcome import Interval
+from scalelab.fit.intervals import Interval
 from scalelab.forecast.allocate import Forecast
 from scalelab.forecast.averaged_forecast import WIDEST
 from scalelab.forecast.bands import Bands, surface

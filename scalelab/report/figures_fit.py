@@ -15,7 +15,7 @@ from scalelab.report.look import FLOPS, LIGHT, PARAMS, TOKENS, Look
 from scalelab.units import format_flops, plural
 
 if TYPE_CHECKING:
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
     from scalelab.fit.select import Comparison
     from scalelab.forecast.fit_report import FitReport
 

@@ -28,7 +28,7 @@ from scalelab.report.stamp import fingerprint, line_of
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
     from scalelab.forecast.comparing import SourceComparison
     from scalelab.forecast.fit_report import FitReport
     from scalelab.forecast.headline import Headline

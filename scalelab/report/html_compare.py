@@ -12,7 +12,7 @@ from scalelab.report.html_metrics import figure_div
 from scalelab.units import format_flops, format_quantity
 
 if TYPE_CHECKING:
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
     from scalelab.forecast.comparing import Compared, SourceComparison
 
 

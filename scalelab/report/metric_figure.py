@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
 
 TITLES = {
     "E": "E, irreducible loss",

@@ -14,8 +14,9 @@ from scalelab.sweep.run_spec import WEIGHT_TOLERANCE
 
 if TYPE_CHECKING:
     from scalelab.fit.best_mixing import BestWeights
+    from scalelab.fit.intervals import Interval
     from scalelab.fit.mixing import MixtureFit, MixtureRuns
-    from scalelab.fit.outcome import FitWarning, Interval
+    from scalelab.fit.outcome import FitWarning
 
 TERNARY = 3
 """Number of sources for which the target is drawn over a triangle."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from datetime import date
 
 from scalelab import __version__
+from scalelab.fit.intervals import Interval
 from scalelab.fit.mixing_folds import SCHEMES
-from scalelab.fit.outcome import Interval
 from scalelab.report import figures_mixture, figures_ternary
 from scalelab.report.html import page
 from scalelab.report.html_metrics import figure_div

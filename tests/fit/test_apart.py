@@ -5,8 +5,8 @@ import pytest
 
 from scalelab.fit.apart import CODE, apart_notes, apart_words
 from scalelab.fit.envelope import EnvelopeFit
+from scalelab.fit.intervals import Interval
 from scalelab.fit.isoflop import fit_isoflop
-from scalelab.fit.outcome import Interval
 from scalelab.fit.power_law import PowerLaw
 
 A = Interval(value=0.503, low=0.49, high=0.52)

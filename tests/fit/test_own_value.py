@@ -9,9 +9,9 @@ import pytest
 from scalelab.fit.against import disagreement, paired_weights
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.envelope import fit_envelope
+from scalelab.fit.intervals import percentile_limits
 from scalelab.fit.isoflop import fit_isoflop
 from scalelab.fit.objective import Objective
-from scalelab.fit.outcome import percentile_limits
 from scalelab.fit.parametric import fit_parametric
 from scalelab.forecast.allocate import derived, law_forecast, parse_request
 from scalelab.forecast.bands import frontier_bands

@@ -10,7 +10,7 @@ import pytest
 from scalelab import api
 from scalelab.cli.main import main
 from scalelab.errors import DataError, UsageError
-from scalelab.fit.outcome import Prediction
+from scalelab.fit.intervals import Prediction
 from scalelab.forecast import backtest as tests
 from scalelab.forecast.backtest import backtest, best_forms
 from scalelab.forecast.cuts import largest_cuts

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalelab.errors import DataError
-from scalelab.fit.outcome import FitWarning, Interval
+from scalelab.fit.intervals import Interval
+from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.law_export import formula, to_python, to_tex
 from scalelab.forecast.law_file import SavedLaw, parse_law, rows_hash
 from scalelab.theory.laws import LAWS, Chinchilla

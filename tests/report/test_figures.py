@@ -19,8 +19,8 @@ from scalelab.api.fits import forecasts
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.budget_outliers import LEAST_ROWS
+from scalelab.fit.intervals import Interval
 from scalelab.fit.isoflop import IsoflopCurve, fit_isoflop, misfits
-from scalelab.fit.outcome import Interval
 from scalelab.forecast.bands import bands_between, frontier_bands
 from scalelab.forecast.fit_report import FitReport
 from scalelab.forecast.headline import headline

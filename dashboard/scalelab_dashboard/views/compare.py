@@ -17,7 +17,7 @@ from scalelab_dashboard import glossary, queries, tables_of, ui, waiting
 from scalelab_dashboard.fits import Failure, FitKey
 
 if TYPE_CHECKING:
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
     from scalelab.forecast.comparing import Compared
     from scalelab.forecast.fit_report import FitReport
     from scalelab.report.look import Look

@@ -46,7 +46,7 @@ from scalelab_dashboard.fits import Failure, FitKey, attempt
 from scalelab_dashboard.views import candidates
 
 if TYPE_CHECKING:
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
     from scalelab.forecast.decision import Candidate, Decision
     from scalelab.forecast.fit_report import FitReport
     from scalelab_dashboard.state import Choice

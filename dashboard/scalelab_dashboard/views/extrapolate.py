@@ -22,7 +22,7 @@ from scalelab_dashboard import glossary, point, queries, scores, slider, ui, wai
 from scalelab_dashboard.fits import Failure, attempt
 
 if TYPE_CHECKING:
-    from scalelab.fit.outcome import Interval
+    from scalelab.fit.intervals import Interval
     from scalelab.forecast.allocate import Forecast
     from scalelab.forecast.bands import Bands
     from scalelab.forecast.fit_report import FitReport
