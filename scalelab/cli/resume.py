@@ -62,7 +62,7 @@ def retry(
 
     Example: scalelab retry demo --status diverged --lr-scale 0.5
     """
-    from scalelab.api import sweeps as api
+    from scalelab.api import saved_sweeps as api
     from scalelab.records.states import PRUNED
 
     if status not in ("failed", "diverged", PRUNED):
@@ -103,7 +103,7 @@ def cancel(
 
     Example: scalelab cancel demo --budget 1e18
     """
-    from scalelab.api import sweeps as api
+    from scalelab.api import saved_sweeps as api
     from scalelab.cli.output import console, emit_json
     from scalelab.units import plural
 
@@ -131,7 +131,7 @@ def cancel(
 
 def _refuse_unused(name: str | None, values: SpecValues, options: ResumeOptions) -> None:
     """Raise UsageError when SLURM flags were given for a sweep of the local launcher."""
-    from scalelab.api import sweeps as api
+    from scalelab.api import saved_sweeps as api
 
     is_slurm_only = options.detach or any(path[:2] == SLURM for path in values.flags)
     if is_slurm_only and api.launcher_of(name, results=options.results) == "local":
@@ -141,14 +141,15 @@ def _refuse_unused(name: str | None, values: SpecValues, options: ResumeOptions)
 def _continue(
     name: str | None, values: SpecValues, options: ResumeOptions, *, retry_failed: bool = False
 ) -> int:
-    from scalelab.api import sweeps as api
+    from scalelab.api.saved_sweeps import latest_sweep_name
+    from scalelab.api.sweeps import resume as resume_sweep
     from scalelab.cli.progress import watching
 
     results: Path = options.results
     changes = resume_changes(values)
     scored = scored_pairs(results)
     with watching(results, as_json=options.as_json) as watch:
-        report = api.resume(
+        report = resume_sweep(
             name,
             results=results,
             device=options.device,
@@ -161,5 +162,5 @@ def _continue(
             allow_source_change=options.allow_source_change,
             watch=watch,
         )
-    sweep = name or api.latest_sweep_name(results)
+    sweep = name or latest_sweep_name(results)
     return show_end(sweep, report, options=options, scored=scored)
