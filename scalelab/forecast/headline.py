@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from scalelab.errors import NotIdentifiedError, UsageError
 from scalelab.fit.outcome import FitWarning
 from scalelab.forecast.allocate import parse_request
+from scalelab.forecast.averaged_forecaster import SHOWN_WEIGHT
 from scalelab.forecast.extrapolation import fitted_range
-from scalelab.forecast.forecaster import SHOWN_WEIGHT
 from scalelab.forecast.leave_out import outliers_to_exclude, refit_words
 from scalelab.forecast.more_runs import AddedBudget, budgets_to_add, of_sweep, plans
 from scalelab.forecast.verdict import NOT_IDENTIFIED, verdict_on

@@ -9,6 +9,7 @@ import pytest
 from scalelab import api
 from scalelab.api.data import read_runs, split_runs
 from scalelab.forecast.averaged import fit_average
+from scalelab.forecast.averaged_forecaster import AveragedForecaster
 from scalelab.forecast.averaged_optimum import (
     compute_optimal_size,
     flops_where,
@@ -18,7 +19,6 @@ from scalelab.forecast.averaged_optimum import (
 from scalelab.forecast.decide import decide
 from scalelab.forecast.decision import Deployment, Limits
 from scalelab.forecast.extrapolation import fitted_range
-from scalelab.forecast.forecaster import AveragedForecaster
 from scalelab.forecast.size_column import fit_counts
 from scalelab.forecast.valley import MOST_CHANGE, STEP, Valley, _exponents, valley_of
 from scalelab.records.types import Observations
