@@ -28,7 +28,8 @@ from scalelab.api.programs import ProgramCheck, check_program, probe_program
 from scalelab.api.replay import ReplayReport, replay_adaptive
 from scalelab.api.saved_sweeps import cancel, keep_pruned, replace_diverged
 from scalelab.api.sweeps import launch, plan, propose, resume
-from scalelab.api.tuning import Tuning, TuningAnswer, check_lr, tune, tune_law
+from scalelab.api.tuning import check_lr, tune, tune_law
+from scalelab.api.tuning_reports import Tuning, TuningAnswer
 from scalelab.api.weights import export_model
 from scalelab.errors import (
     DataError,

@@ -10,7 +10,7 @@ from scalelab.cli.output import console, emit_json, runnable, say, warn_here
 from scalelab.errors import EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
-    from scalelab.api.tuning import Tuning, TuningAnswer
+    from scalelab.api.tuning_reports import Tuning, TuningAnswer
     from scalelab.launch.proposal import Proposal
     from scalelab.tune.spec import TuneSpec
 
@@ -120,7 +120,7 @@ def print_answer(answer: TuningAnswer, *, as_json: bool = False) -> None:
         return
     from rich.table import Table
 
-    from scalelab.api.tuning import short_estimate
+    from scalelab.api.tuning_reports import short_estimate
     from scalelab.units import plural
 
     out = console()
@@ -145,7 +145,7 @@ def print_answer(answer: TuningAnswer, *, as_json: bool = False) -> None:
 def _print_prediction(answer: TuningAnswer, n_params: float, n_tokens: float) -> None:
     from rich.table import Table
 
-    from scalelab.api.tuning import short_estimate
+    from scalelab.api.tuning_reports import short_estimate
     from scalelab.theory.schedule import published_values
     from scalelab.units import format_quantity
 
