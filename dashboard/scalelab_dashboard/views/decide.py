@@ -11,39 +11,17 @@ import streamlit as st
 from scalelab.api import decisions as api_decide
 from scalelab.arrays import FloatArray
 from scalelab.forecast.bands import surface
-from scalelab.forecast.decide import parse_candidate
-from scalelab.forecast.decision import Deployment
 from scalelab.forecast.headline import basis_words, decision_sentence, laws_sentence, limits_words
 from scalelab.forecast.more_runs import of_sweep
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.records.sweep_words import sweep_words
 from scalelab.report import figures_decide
-from scalelab.theory.hardware import (
-    GRID_SOURCE,
-    HARDWARE,
-    STATED_UTILISATION,
-    UTILISATION_SOURCE,
-    WORLD_GRAMS_PER_KWH,
-)
-from scalelab.units import (
-    format_flops,
-    format_money,
-    format_quantity,
-    parse_quantity,
-    plural,
-)
+from scalelab.theory.hardware import GRID_SOURCE, HARDWARE
+from scalelab.units import format_flops, format_money, format_quantity, plural
 from scalelab_dashboard import point, queries, ui, waiting
-from scalelab_dashboard.asked import (
-    CHINCHILLA_FLOPS,
-    LIMITS,
-    USUAL_DAYS,
-    Asked,
-    check_limit,
-    check_rate,
-    usual_count,
-)
+from scalelab_dashboard.asked import CHINCHILLA_FLOPS, LIMITS, Asked
 from scalelab_dashboard.fits import Failure, FitKey, attempt
-from scalelab_dashboard.views import candidates
+from scalelab_dashboard.views import candidates, decide_inputs
 
 if TYPE_CHECKING:
     from scalelab.fit.intervals import Interval
@@ -66,7 +44,8 @@ COSTS = {
 
 def show(choice: Choice) -> None:
     """Draw the page: the answer and its figure, then the question."""
-    top, inputs = st.container(), st.expander("Law, limits and hardware", expanded=_is_changed())
+    top = st.container()
+    inputs = st.expander("Law, limits and hardware", expanded=decide_inputs.is_changed())
     with inputs:
         others = sorted(PUBLISHED_LAWS, key=lambda name: name != RECOMMENDED)
         laws = [*([OWN] if choice.key is not None else []), *others]
@@ -77,7 +56,7 @@ def show(choice: Choice) -> None:
             bind="query-params",
             help="Your fit has intervals; published laws have none.",
         )
-        asked = _ask(_usual(choice, law))
+        asked = decide_inputs.ask(_usual(choice, law))
         below = st.container()
     words = ["scalelab", "decide"]
     source: FitReport | str = law
@@ -127,13 +106,6 @@ def show(choice: Choice) -> None:
     ui.command(words)
 
 
-def _is_changed() -> bool:
-    """Say whether an input of the view has a value in the session or the address."""
-    keys = [f"max_{name}" for name, *_ in LIMITS]
-    keys += ["law", "device", "gpus", "price", "use", "serve", "grid_co2", "named"]
-    return any(st.session_state.get(key) or key in st.query_params for key in keys)
-
-
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _answer(key: FitKey | None, law: str, asked: Asked, _source: FitReport | str) -> Decision:
     """Return the decision, computed once for the same inputs and fit."""
@@ -148,110 +120,6 @@ def _usual(choice: Choice, law: str) -> str:
         if found is None or isinstance(found, Failure)
         else ui.next_compute(found[0])
     )
-
-
-def _ask(usual: str) -> Asked:
-    """Draw the inputs: limits, then hardware and serving."""
-    st.markdown("**Limits**")
-    limits = _limits(usual)
-    st.markdown("**Hardware and serving**")
-    first, second, third, fourth = st.columns(4)
-    with first:
-        gpu = st.selectbox(
-            "GPU",
-            sorted(HARDWARE),
-            index=sorted(HARDWARE).index("h100"),
-            key="device",
-            bind="query-params",
-        )
-        price = ui.checked_input(
-            "US dollars per GPU-hour",
-            "price",
-            check_rate,
-            placeholder=f"default {HARDWARE[gpu].usd_per_hour:g}",
-            help=HARDWARE[gpu].price_source,
-        )
-    with third:
-        share = st.number_input(
-            "Utilisation",
-            0.01,
-            1.0,
-            STATED_UTILISATION,
-            0.05,
-            key="use",
-            bind="query-params",
-            help=UTILISATION_SOURCE,
-        )
-        served = ui.checked_input(
-            "Tokens served in total",
-            "serve",
-            lambda text: parse_quantity(text, what="served tokens"),
-            placeholder="default none; e.g. 10T",
-            help="Serving costs 2 N FLOPs per token. It is part of money, energy and CO2.",
-        )
-    with second:
-        flops = parse_quantity(dict(limits).get("flops", usual), what="training compute")
-        fitting = usual_count(flops, gpu, share)
-        given = ui.checked_input(
-            "GPUs",
-            "gpus",
-            lambda text: Deployment(n_devices=parse_quantity(text, what="GPUs")),
-            placeholder=f"default {fitting:,}",
-            help=f"Default: a power of two that trains this in {USUAL_DAYS:g} days or less.",
-        )
-        grid = ui.checked_input(
-            "g CO2 per kWh",
-            "grid_co2",
-            check_rate,
-            placeholder=f"default {WORLD_GRAMS_PER_KWH:g}, world mean",
-            help=GRID_SOURCE,
-        )
-    with fourth:
-        named = ui.checked_input(
-            "Candidates, N:D",
-            "named",
-            _check_candidates,
-            placeholder="default all; e.g. 7B:2T, 13B:1T",
-        )
-    if not limits and not named:
-        limits = (("flops", usual),)
-        st.caption(f"No limit given: showing the best model for {usual} FLOP of training.")
-    return Asked(
-        limits=limits,
-        gpu=gpu,
-        count=parse_quantity(given, what="GPUs") if given else float(fitting),
-        share=share,
-        served=served,
-        price=price,
-        grid=grid,
-        named=_split(named),
-    )
-
-
-def _split(named: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in named.split(",") if part.strip())
-
-
-def _check_candidates(named: str) -> None:
-    for part in _split(named):
-        parse_candidate(part)
-
-
-def _limits(usual: str) -> tuple[tuple[str, str], ...]:
-    """Draw the limits; return the given ones as text."""
-    given = []
-    places = st.columns(4)
-    for i, (name, label, _, _, example) in enumerate(LIMITS):
-        with places[i % 4]:
-            text = ui.checked_input(
-                label,
-                f"max_{name}",
-                partial(check_limit, name),
-                placeholder=f"no limit; e.g. {usual if name == 'flops' else example}",
-            )
-        if text:
-            given.append((name, text))
-    return tuple(given)
 
 
 def _show(
