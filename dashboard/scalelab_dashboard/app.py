@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from scalelab_dashboard import glossary, held, link, share, state, ui
+from scalelab_dashboard import glossary, held, in_step, link, share, state, ui
+from scalelab_dashboard.choice import Choice
 from scalelab_dashboard.views import (
     compare,
     cost,
@@ -26,7 +27,7 @@ from scalelab_dashboard.views import (
     runs,
 )
 
-VIEWS: dict[str, Callable[[state.Choice], None]] = {
+VIEWS: dict[str, Callable[[Choice], None]] = {
     "Overview": overview.show,
     "Fit": fit.show,
     "Domains": domains.show,
@@ -108,7 +109,7 @@ def main() -> None:
             label_visibility="collapsed",
             on_change=lambda: st.session_state.pop(UNKNOWN, None),
         )
-    state.follow(choice, state.asked())
+    in_step.follow(choice, in_step.asked())
     st.header(title)
     of_link = st.container()
     if UNKNOWN in st.session_state:
@@ -121,7 +122,7 @@ def main() -> None:
         link.tell(title, st.session_state.get(UNKNOWN))
     glossary.words(title)
     share.show(choice)
-    state.keep_address()
+    in_step.keep_address()
     settle(title)
 
 
@@ -152,12 +153,12 @@ def _asked_view() -> str:
     return st.session_state.get("page") or st.query_params.get("page") or first
 
 
-def views_of(choice: state.Choice) -> dict[str, Callable[[state.Choice], None]]:
+def views_of(choice: Choice) -> dict[str, Callable[[Choice], None]]:
     """Return the views of a choice by title.
 
     Mixture is there only if the runs mix sources, and what only sweeps have is not for a table.
     """
-    views: dict[str, Callable[[state.Choice], None]] = {}
+    views: dict[str, Callable[[Choice], None]] = {}
     for view, show in VIEWS.items():
         if choice.table is None or view not in OF_SWEEPS:
             views[view] = show

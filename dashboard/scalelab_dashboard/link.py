@@ -10,8 +10,9 @@ from scalelab.errors import did_you_mean, listed
 from scalelab.forecast.published_laws import PUBLISHED_LAWS
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_WORDS
 from scalelab.theory.hardware import HARDWARE
-from scalelab_dashboard import point, state, tables_of, ui
+from scalelab_dashboard import point, tables_of, ui
 from scalelab_dashboard.asked import LIMITS
+from scalelab_dashboard.choice import EXPERT_FORMS, FORMS, LEVELS
 from scalelab_dashboard.views import cost, decide, extrapolate, fit, runs
 from scalelab_dashboard.views.data import OURS
 
@@ -120,8 +121,8 @@ def wrong_words(name: str, text: str) -> str:
 def choices(name: str) -> Iterable[object]:
     """Return the valid values of a parameter that is one of a list; empty for the others."""
     return {
-        "form": (*state.FORMS, *state.EXPERT_FORMS),
-        "level": state.LEVELS,
+        "form": (*FORMS, *EXPERT_FORMS),
+        "level": LEVELS,
         "count_n": tuple(PARAM_WORDS.values()),
         "count_c": tuple(FLOP_CONVENTIONS),
         "view": fit.VIEWS,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scalelab.fit.outcome import FitWarning
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 RUN, EXCLUDE = "run", "exclude"
 OUTLIER, EXCLUDED = "outlier", "excluded"

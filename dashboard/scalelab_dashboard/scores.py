@@ -13,7 +13,7 @@ from scalelab_dashboard.fits import Failure
 
 if TYPE_CHECKING:
     from scalelab.api.predictions import ScoresReport
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 SHOWN = 200
 SHARES = ("mean error, %", "CRPS, %")

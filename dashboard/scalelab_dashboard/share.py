@@ -17,7 +17,7 @@ from scalelab_dashboard import PDF_SCRIPT, queries
 
 if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 HTML = """
 <details class="share"><summary>Share this view</summary>

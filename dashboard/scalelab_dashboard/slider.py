@@ -13,7 +13,7 @@ from scalelab_dashboard import ui, waiting
 
 if TYPE_CHECKING:
     from scalelab.forecast.allocate import Forecast
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 HTML = '<div class="explorer"></div>'
 MOUNT = """

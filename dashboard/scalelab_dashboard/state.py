@@ -7,18 +7,16 @@ session.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import streamlit as st
-from streamlit.runtime.scriptrunner import get_script_run_ctx
-from streamlit.runtime.state import get_session_state
 
 from scalelab.errors import UsageError
 from scalelab.records.metric import HELDOUT, parse_metric
 from scalelab.store.reading import Reading
-from scalelab_dashboard import glossary, held, point, queries, tables_of, ui
+from scalelab_dashboard import glossary, point, queries, tables_of, ui
+from scalelab_dashboard.choice import EXPERT_FORMS, FORMS, LEVELS, Choice
 from scalelab_dashboard.fits import Failure, FitKey, attempt
 from scalelab_dashboard.tables_of import Table
 
@@ -30,103 +28,6 @@ METRIC_VARIABLE = "SCALELAB_DASHBOARD_METRIC"
 EXCLUDE_VARIABLE = "SCALELAB_DASHBOARD_EXCLUDE"
 VALID_HOLDOUT = "last_valid_holdout"
 GONE = "sweep_of_a_link_that_is_not_here"
-FORMS = ("chinchilla", "tied", "gamma", "kaplan")
-EXPERT_FORMS = ("granularity", "routed", "experts", "sparsity")
-"""Further forms where runs have experts."""
-LEVELS = (80, 90, 95)
-"""In per cent, as in the URL."""
-LIVE_S = 1.0
-WIDGETS = (
-    "page",
-    "sweep",
-    "metric",
-    "count_n",
-    "count_c",
-    "form",
-    "level",
-    "holdout",
-    point.EXCLUDE,
-)
-"""Keys of the widgets that choose what is shown."""
-CHECKED = "asked_at_the_last_check"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """The choice in the sidebar, which all views show.
-
-    Attributes
-    ----------
-    results : str
-        The results folder.
-    stamp : str
-        State of the snapshot or table; empty if there is none.
-    source : Source or None
-        The sweep or import, if one is chosen.
-    table : Table or None
-        The table, if one is chosen.
-    param_convention, flop_convention : str or None
-        Counting conventions of N and C; None: those of the store or table.
-    form : str
-    level : float
-    key : FitKey or None
-        The fit of this choice; None if there is nothing to fit.
-    metrics : tuple of str
-        Every metric of these runs.
-    whole : FitKey or None
-        The same fit without excluded runs.
-    excluded : tuple of str
-        Runs, or lines of a table, that are left out.
-    """
-
-    results: str
-    stamp: str
-    source: Source | None = None
-    table: Table | None = None
-    param_convention: str | None = None
-    flop_convention: str | None = None
-    form: str = "chinchilla"
-    level: float = 0.9
-    key: FitKey | None = None
-    metrics: tuple[str, ...] = ()
-    whole: FitKey | None = None
-    excluded: tuple[str, ...] = ()
-    labels: tuple[str, ...] = field(default=())
-    keys: Mapping[str, FitKey] = field(default_factory=dict, hash=False, compare=False)
-
-    @property
-    def shown(self) -> str:
-        """Name of what is shown."""
-        if self.table is not None:
-            return self.table.label
-        return "" if self.source is None else self.source.name
-
-    @property
-    def has_mixture(self) -> bool:
-        """Whether the runs mix sources of text in different proportions."""
-        if self.table is not None:
-            return queries.has_weights(self.table.path, self.stamp, self.table.reading)
-        return self.source is not None and self.source.has_mixture
-
-    def words(self, *more: str) -> list[str]:
-        """Return the ``scalelab fit`` command that gives the same answer."""
-        words = ["scalelab", "fit"]
-        if self.table is not None:
-            words += ["--from", self.table.path]
-        elif self.source is not None:
-            words += ["--results", self.results, "--sweep", self.source.name]
-        mapping = dict(self.key.mapping) if self.key is not None else {}
-        if mapping:
-            words += ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in mapping.items())]
-        if self.key is not None:
-            words += self.key.reading.words()
-        if self.form != FORMS[0]:
-            words += ["--form", self.form]
-        if self.level != 0.9:
-            words += ["--level", f"{self.level:g}"]
-        if self.key is not None and self.key.holdout:
-            words += ["--holdout", self.key.holdout]
-        return [*words, *more]
 
 
 def choose() -> Choice:
@@ -314,46 +215,6 @@ def _usable(key: FitKey) -> FitKey:
         is_same = where == [key.results, key.file, key.sweep]
         return replace(key, holdout=holdout if is_same else None)
     return key
-
-
-def asked() -> dict[str, str | None]:
-    """Return what the sidebar and the address ask for, by key."""
-    widgets = {key: st.session_state.get(key) for key in WIDGETS}
-    return {**widgets, point.RUN: point.chosen()}
-
-
-@st.fragment(run_every=LIVE_S)
-def follow(choice: Choice, drawn: dict[str, str | None]) -> None:
-    """Check every second for a new snapshot, and for a choice that the page does not show.
-
-    The browser sends its state with each check. A check that it sends before it hears what a
-    button has set undoes that choice here, not there. So the next checks bring the choice back:
-    one that two checks in a row ask for is drawn.
-    """
-    file = choice.table.path if choice.table is not None else None
-    if queries.stamp_of(choice.results, file) != choice.stamp and not held.is_held():
-        st.rerun()
-    now = asked()
-    before, st.session_state[CHECKED] = st.session_state.get(CHECKED), now
-    if now == before != drawn:
-        st.rerun()
-
-
-def keep_address() -> None:
-    """Keep the choices of hidden views in the URL; called last.
-
-    Streamlit removes the parameters of widgets that were not drawn, so a reload would lose them.
-    Parameters of unbound widgets stay, and the widgets start from them.
-    """
-    context = get_script_run_ctx()
-    if context is None:
-        return
-    drawn = context.shared.widget_ids_this_run.snapshot()
-    with get_session_state().query_params() as address:
-        for name in address:
-            binding = address.get_binding_for_param(name)
-            if binding is not None and binding.widget_id not in drawn:
-                address.unbind_widget(binding.widget_id)
 
 
 def _asked_for() -> str | None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from scalelab.records.types import Observations
     from scalelab.report.explorer import Explorer
     from scalelab.report.mixture_answer import MixtureAnswer
+    from scalelab_dashboard.choice import Choice
     from scalelab_dashboard.fits import FitKey
-    from scalelab_dashboard.state import Choice
 
 FIRST_WAIT_S = 0.4
 """Wait for a fit from its start on before showing the parts that do not need it."""

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import streamlit as st
 from scalelab_dashboard import point, queries
+from scalelab_dashboard.choice import Choice
 from scalelab_dashboard.fits import FitKey
-from scalelab_dashboard.state import Choice
 
 
 @pytest.mark.parametrize(

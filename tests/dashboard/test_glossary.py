@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from scalelab_dashboard import glossary, state
+from scalelab_dashboard import glossary
 from scalelab_dashboard.app import VIEWS
+from scalelab_dashboard.choice import EXPERT_FORMS, FORMS
 
 from scalelab.fit.objective import LOSSES
 from scalelab.forecast.allocate import FORECASTERS
@@ -81,15 +82,15 @@ def test_a_help_text_has_the_definition_and_a_link() -> None:
 
 def test_no_name_means_a_law_and_a_count_on_one_screen() -> None:
     assert set(PARAM_WORDS) == set(PARAM_CONVENTIONS)
-    assert set(PARAM_WORDS.values()).isdisjoint(state.FORMS)
+    assert set(PARAM_WORDS.values()).isdisjoint(FORMS)
     names = {f"public:{table.name}" for table in list_public_tables()}
-    assert names.isdisjoint(state.FORMS)
+    assert names.isdisjoint(FORMS)
 
 
 ENUMERATIONS = {
     "objectives": (LOSSES, "Fit"),
-    "forms": (state.FORMS, "Fit"),
-    "forms of experts": (state.EXPERT_FORMS, "Fit"),
+    "forms": (FORMS, "Fit"),
+    "forms of experts": (EXPERT_FORMS, "Fit"),
     "forms of a backtest": (SINGLE_FORMS, None),
     "forecasters": (FORECASTERS, "Extrapolate"),
     "published laws": (PUBLISHED_LAWS, "Decide"),

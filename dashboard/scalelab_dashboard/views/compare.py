@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.comparing import Compared
     from scalelab.forecast.fit_report import FitReport
     from scalelab.report.look import Look
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 LAW = "law "
 """Beginning of the name of a published law in the list, so that it differs from a table."""

@@ -24,7 +24,7 @@ from scalelab_dashboard import queries, ui, waiting
 from scalelab_dashboard.data import Rates
 
 if TYPE_CHECKING:
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 UNITS = {
     "Money": ("usd", "US dollars"),

@@ -28,7 +28,7 @@ from scalelab_dashboard.views import runs
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 OURS = {
     "n_params": "parameters N",

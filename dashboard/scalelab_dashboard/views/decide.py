@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scalelab.fit.intervals import Interval
     from scalelab.forecast.decision import Candidate, Decision
     from scalelab.forecast.fit_report import FitReport
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 OWN = "this fit"
 AT_COMPUTE = "Parameters at this compute"

@@ -15,7 +15,7 @@ from scalelab_dashboard import ui, waiting
 
 if TYPE_CHECKING:
     from scalelab.forecast.metric_comparison import MetricComparison
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 NAMES = {"a": "a of N_opt", RATIO: "D/N"}
 ONE_SET = (

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
     from scalelab.report.look import Look
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 BY = ("Compute C", "Parameters N", "Tokens D", "GPU-hours", "Money")
 LETTER = {"Compute C": "C", "Parameters N": "N", "Tokens D": "D"}

@@ -16,7 +16,7 @@ from scalelab_dashboard import glossary, point, ui, waiting
 
 if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 MEANING = (
     "E: irreducible loss, in the unit of the metric. A and alpha, B and beta: scale and exponent "

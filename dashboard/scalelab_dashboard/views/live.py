@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from scalelab.store.run_status import BudgetStatus, Expected, RunStatus
     from scalelab.store.status import SweepStatus
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 MAX_RUNS = 8
 TICK_S = 10

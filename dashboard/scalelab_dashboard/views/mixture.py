@@ -15,7 +15,7 @@ from scalelab_dashboard import ui, waiting
 
 if TYPE_CHECKING:
     from scalelab.report.mixture_answer import MixtureAnswer
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 
 def show(choice: Choice) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scalelab.forecast.fit_report import FitReport
     from scalelab.records.types import Observations
     from scalelab.report.look import Look
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 MAX_MINIMA = 10
 REMEDIES = {

@@ -13,7 +13,7 @@ from scalelab.units import plural
 from scalelab_dashboard import glossary, point, queries, ui, waiting
 
 if TYPE_CHECKING:
-    from scalelab_dashboard.state import Choice
+    from scalelab_dashboard.choice import Choice
 
 MAX_SELECTED = 12
 MARK = "fit"
