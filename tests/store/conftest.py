@@ -8,6 +8,7 @@ import pytest
 
 from scalelab.records.run_dir import Attempt, RunDir
 from scalelab.records.types import MetricRow, RunRecord
+from scalelab.store.live import open_snapshot
 from scalelab.sweep.execution import ExecutionSpec
 from scalelab.sweep.run_spec import RunSpec
 from scalelab.theory.accounting import count_params, train_flops
@@ -25,6 +26,12 @@ BASE = RunSpec(
     tokenizer="bytes",
     seed=7,
 )
+
+
+def query(results: Path, sql: str) -> list:
+    """Return the rows of a query on the snapshot of a results folder."""
+    with open_snapshot(results) as connection:
+        return connection.execute(sql).fetchall()
 
 
 def spec_of(seed: int, d_model: int = 48) -> RunSpec:
@@ -139,7 +146,6 @@ def make(tmp_path: Path) -> Maker:
 @pytest.fixture(scope="session")
 def tables_of():
     """Return a function that returns the sorted rows of all public tables of a results folder."""
-    from scalelab.store.live import open_snapshot
     from scalelab.store.schema import TABLES
 
     def read(results: Path) -> dict:

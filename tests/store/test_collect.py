@@ -14,12 +14,7 @@ from hypothesis import strategies as st
 from scalelab.errors import DataError
 from scalelab.store import live
 from scalelab.store.collect import collect
-from scalelab.store.live import open_snapshot
-
-
-def query(results, sql):
-    with open_snapshot(results) as connection:
-        return connection.execute(sql).fetchall()
+from tests.store.conftest import query
 
 
 def rebuild(results):
@@ -99,6 +94,42 @@ class TestOnce:
             ("a", 1),
             ("a", 2),
         ]
+
+    @pytest.mark.parametrize(("old", "n_runs"), [({"pack_size": 4}, 4), ({}, 1)])
+    def test_a_note_of_an_older_version_has_its_number_of_batched_runs(self, make, old, n_runs):
+        attempt = make.attempt(make.run())
+        execution = {"device": "cpu", "step": "direct", **old}
+        attempt.write_note({**attempt.read_note(), "execution": execution})
+        with attempt.writing_checkpoint(10):
+            pass
+        collect(make.path)
+        assert query(make.path, "SELECT batched_runs FROM runs") == [(n_runs,)]
+        assert query(make.path, "SELECT batched_runs FROM attempts") == [(n_runs,)]
+        assert attempt.run.begun_execution()["batched_runs"] == n_runs
+
+    @pytest.mark.parametrize(
+        ("qualification", "requested"),
+        [
+            ({"requested": dict.fromkeys(("step", "kernels", "attention"), "auto")}, "auto"),
+            (
+                {"requested": {"step": "auto", "kernels": "triton", "attention": "auto"}},
+                "auto + triton + auto",
+            ),
+            (None, "eager + reference + explicit"),
+            (7, "eager + reference + explicit"),
+            ({"requested": "all"}, None),
+        ],
+    )
+    def test_the_tables_have_what_was_requested_and_what_was_taken(
+        self, make, qualification, requested
+    ):
+        attempt = make.attempt(make.run())
+        attempt.write_note({**attempt.read_note(), "qualification": qualification})
+        make.finish(attempt)
+        collect(make.path)
+        for table in ("runs", "attempts"):
+            columns = f"SELECT requested, step_mode, kernels, attention FROM {table}"
+            assert query(make.path, columns) == [(requested, "eager", "reference", "explicit")]
 
 
 class TestCurves:
@@ -301,99 +332,6 @@ class TestAgain:
         elif what == "remove":
             shutil.rmtree(run.path)
             state.live.remove(entry)
-
-
-class TestBadFolders:
-    def test_a_bad_run_is_skipped_with_the_reason_and_the_others_stay(self, make):
-        good, edited, torn, broken = (make.done(seed) for seed in range(4))
-        path = edited.path / "spec.json"
-        path.write_text(path.read_text().replace("0.0031", "0.0032"))
-        (torn.path / "spec.json").write_text('{"lr"')
-        next((broken.path / "attempts").glob("*/record.json")).write_text("{")
-        (make.path / "runs" / "stray.txt").write_text("x")
-        report = collect(make.path)
-        assert query(make.path, "SELECT run_id FROM runs") == [(good.run_id,)]
-        assert len(report.problems) == 3
-        for run in (edited, torn, broken):
-            assert any(run.run_id in problem for problem in report.problems)
-        assert len(collect(make.path).problems) == 3, "reported until the runs are repaired"
-
-    def test_a_run_whose_spec_was_edited_is_removed(self, make):
-        run = make.done()
-        collect(make.path)
-        path = run.path / "spec.json"
-        text = path.read_text()
-        path.write_text(text.replace("0.0031", "0.0032"))
-        assert collect(make.path).runs_removed == 1
-        path.write_text(text)
-        assert collect(make.path).runs_new == 1
-
-    @pytest.mark.parametrize(
-        "text", ["", "[]", "{", '{"rows": [{"budget_flops": 1}]}', '{"rows": 3}']
-    )
-    def test_an_unreadable_plan_is_skipped_with_the_reason(self, make, text):
-        make.sweep("good", [make.done()])
-        make.sweep("bad", [])
-        (make.path / "sweeps" / "bad" / "plan.json").write_text(text)
-        report = collect(make.path)
-        assert query(make.path, "SELECT DISTINCT sweep FROM sweeps") == [("good",)]
-        assert any("sweep bad" in problem for problem in report.problems)
-
-    def test_wrong_types_in_a_note_become_null(self, make):
-        run = make.run()
-        attempt = make.attempt(run)
-        attempt.write_note(
-            {"execution": {"n_threads": "many", "device": 3}, "started_s": "noon", "ended": 7}
-        )
-        make.finish(attempt, accepts=False)
-        collect(make.path)
-        assert query(make.path, "SELECT status, n_threads, device FROM runs") == [
-            ("done", None, "3")
-        ]
-
-    @pytest.mark.parametrize(("old", "n_runs"), [({"pack_size": 4}, 4), ({}, 1)])
-    def test_a_note_of_an_older_version_has_its_number_of_batched_runs(self, make, old, n_runs):
-        attempt = make.attempt(make.run())
-        execution = {"device": "cpu", "step": "direct", **old}
-        attempt.write_note({**attempt.read_note(), "execution": execution})
-        with attempt.writing_checkpoint(10):
-            pass
-        collect(make.path)
-        assert query(make.path, "SELECT batched_runs FROM runs") == [(n_runs,)]
-        assert query(make.path, "SELECT batched_runs FROM attempts") == [(n_runs,)]
-        assert attempt.run.begun_execution()["batched_runs"] == n_runs
-
-    @pytest.mark.parametrize(
-        ("qualification", "requested"),
-        [
-            ({"requested": dict.fromkeys(("step", "kernels", "attention"), "auto")}, "auto"),
-            (
-                {"requested": {"step": "auto", "kernels": "triton", "attention": "auto"}},
-                "auto + triton + auto",
-            ),
-            (None, "eager + reference + explicit"),
-            (7, "eager + reference + explicit"),
-            ({"requested": "all"}, None),
-        ],
-    )
-    def test_the_tables_have_what_was_requested_and_what_was_taken(
-        self, make, qualification, requested
-    ):
-        attempt = make.attempt(make.run())
-        attempt.write_note({**attempt.read_note(), "qualification": qualification})
-        make.finish(attempt)
-        collect(make.path)
-        for table in ("runs", "attempts"):
-            columns = f"SELECT requested, step_mode, kernels, attention FROM {table}"
-            assert query(make.path, columns) == [(requested, "eager", "reference", "explicit")]
-
-    def test_a_missing_folder_is_an_error(self, tmp_path):
-        with pytest.raises(DataError, match="does not exist"):
-            collect(tmp_path / "nowhere")
-
-    def test_an_empty_folder_gives_empty_tables(self, make):
-        assert collect(make.path).runs == 0
-        assert query(make.path, "FROM runs") == []
 
 
 class TestLiveDatabase:
