@@ -96,7 +96,7 @@ class Watched:
     errors: list[str]
 
     def first_s(self) -> float:
-        """Return the seconds to the page that has the sweep, whatever it counts by then."""
+        """Return the seconds to the page that has the sweep, with any count."""
         return min(self.seen_s.values())
 
     def late_s(self) -> list[float]:

@@ -1,4 +1,4 @@
-"""A page keeps its answers until those about new runs are there, and not for ever."""
+"""A page keeps its answers until those about new runs are there, and not forever."""
 
 from __future__ import annotations
 
