@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import random
 import shutil
 import socket
 import subprocess
@@ -40,6 +41,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+PORTS = (20_000, 32_000)
+"""Below those from which the system takes one for each connection."""
 START_S = 180
 HARMLESS = ("Cannot send rerun backMessage when disconnected from server.",)
 """What Streamlit reports as an error where a part that updates by itself asks while the page is
@@ -55,6 +58,7 @@ WHOLE = """view => {
     && [...document.querySelectorAll('h2')].some(e => e.textContent.trim() === view)
     && !document.querySelector('[data-testid=stSkeleton], [data-stale=true]')
     && charts.every(e => e.querySelector('.main-svg'))
+    && document.fonts.status === 'loaded'
     && !document.body.innerText.includes('updates when it is done');
 }"""
 MISSING = """view => {
@@ -65,6 +69,7 @@ MISSING = """view => {
     headings: all('h2').map(e => e.textContent.trim()),
     skeletons: all('[data-testid=stSkeleton]').length,
     stale: all('[data-stale=true]').map(e => e.innerText.slice(0, 80)),
+    fonts: document.fonts.status,
     not_drawn: all('[data-testid=stPlotlyChart]').filter(e => !e.querySelector('.main-svg')).length,
     waiting: document.body.innerText.split('\\n').filter(e => e.includes('when it is done')),
   };
@@ -298,7 +303,7 @@ def watch(page: Page, seen: Seen, own: str) -> None:
 
 @pytest.fixture(scope="session")
 def settle() -> Callable[[Page, str], None]:
-    """Return a waiter for a view to be whole: heading, fit and every figure there, none stale."""
+    """Return a waiter for a view to be whole: heading, fit, figures and fonts; nothing moves."""
 
     def wait(page: Page, view: str) -> None:
         try:
@@ -325,9 +330,12 @@ def picture() -> Callable[[Page, str], Path]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that no connection of the browser takes before the server starts."""
+    while True:
+        port = random.randrange(*PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _wait_for(server: Server) -> None:

@@ -33,7 +33,7 @@ def test_from_a_sweep_to_a_saved_run_by_clicks(
     page.get_by_role("option", name="demo", exact=True).click()
     expect(page.get_by_test_id("stMain").get_by_text("isoFLOP sweep: 120 done")).to_be_visible()
     settle(page, "Overview")
-    assert page.get_by_test_id("stPlotlyChart").count() == 3
+    expect(page.get_by_test_id("stPlotlyChart")).to_have_count(3)
     page.get_by_test_id("stSidebar").get_by_text("Extrapolate", exact=True).click()
     settle(page, "Extrapolate")
     target = page.get_by_label("Target", exact=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import Page, WebSocketRoute, expect
@@ -13,6 +13,7 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+PATIENCE_S = 300
 FIRST_RUN = """() => {
   const plot = document.querySelector('.js-plotly-plot');
   const runs = plot._fullData.find(e => e.mode === 'markers' && e.customdata?.[0].length >= 3);
@@ -24,14 +25,18 @@ FIRST_RUN = """() => {
     runs.customdata[0].at(-1),
   ];
 }"""
-CHECK_MS = 1_300
-"""Longer than the page waits between two checks for changes."""
+CHECKS = 3
+"""The page draws what two checks in a row ask for."""
+ASKS = "([name, value]) => new URLSearchParams(location.search).get(name) === value"
 TRACES = "() => document.querySelector('.js-plotly-plot')._fullData.map(each => each.name)"
 
 
-def asked(page: Page, name: str) -> str:
-    """Return a choice in the address."""
-    return parse_qs(urlsplit(page.url).query).get(name, [""])[0]
+def wait_for_more(page: Page, checks: list[bytes], count: int) -> None:
+    """Wait until the browser has sent more checks."""
+    before, deadline = len(checks), time.monotonic() + PATIENCE_S
+    while len(checks) < before + count:
+        assert time.monotonic() < deadline, f"{len(checks) - before} of {count} checks"
+        page.wait_for_timeout(100)
 
 
 def test_a_clicked_run_is_shown_left_out_and_taken_in_again(
@@ -48,13 +53,14 @@ def test_a_clicked_run_is_shown_left_out_and_taken_in_again(
     page.mouse.click(x, y)
     main = page.get_by_test_id("stMain")
     expect(main.get_by_role("heading", name=f"Run {name}")).to_be_visible()
-    assert asked(page, "run") == name
+    page.wait_for_function(ASKS, arg=["run", name])
     expect(main.get_by_text("interval of a new run").first).to_be_visible()
     expect(main.get_by_role("heading", name="Training curves")).to_be_visible()
+    settle(page, "Overview")
     page.get_by_role("button", name="Exclude it and refit").click()
     expect(main.get_by_text("With all runs: a =")).to_be_visible()
     settle(page, "Overview")
-    assert asked(page, "exclude") == name
+    page.wait_for_function(ASKS, arg=["exclude", name])
     assert {"excluded", "with the excluded runs"} <= set(page.evaluate(TRACES))
     expect(main.get_by_text(f"--exclude {name}").first).to_be_visible()
     picture(page, "point-excluded")
@@ -63,6 +69,7 @@ def test_a_clicked_run_is_shown_left_out_and_taken_in_again(
     expect(main.get_by_role("heading", name=f"Run {name}")).to_be_visible()
     page.get_by_role("button", name="Include it again").click()
     expect(main.get_by_text("With all runs: a =")).to_have_count(0)
+    settle(page, "Overview")
     page.get_by_role("button", name="Open in Runs").click()
     expect(page.get_by_label("Find", exact=True)).to_have_value(name)
     settle(page, "Runs")
@@ -90,7 +97,7 @@ def test_a_check_that_the_browser_sends_before_the_answer_does_not_undo_a_click(
     """A check carries the state of the browser, which does not yet know what the click has set."""
     server = address("demo")
     page, _ = visit("about:blank")
-    late: list[bytes] = []
+    checks: list[bytes] = []
 
     def connect(route: WebSocketRoute) -> None:
         to_server = route.connect_to_server()
@@ -100,10 +107,9 @@ def test_a_check_that_the_browser_sends_before_the_answer_does_not_undo_a_click(
             message = BackMsg.FromString(data if isinstance(data, bytes) else data.encode())
             rerun = message.rerun_script
             if rerun.is_auto_rerun:
-                late[:] = [message.SerializeToString()]
+                checks.append(message.SerializeToString())
             elif any(each.id.endswith("-exclude_one") for each in rerun.widget_states.widgets):
-                for each in late:
-                    to_server.send(each)
+                to_server.send(checks[-1])
 
         route.on_message(forward)
 
@@ -115,10 +121,12 @@ def test_a_check_that_the_browser_sends_before_the_answer_does_not_undo_a_click(
     page.mouse.click(x, y)
     main = page.get_by_test_id("stMain")
     expect(main.get_by_role("heading", name=f"Run {name}")).to_be_visible()
-    page.wait_for_timeout(CHECK_MS)
+    settle(page, "Overview")
+    wait_for_more(page, checks, 1)
     page.get_by_role("button", name="Exclude it and refit").click()
     expect(main.get_by_text("With all runs: a =")).to_be_visible()
-    page.wait_for_timeout(3 * CHECK_MS)
+    settle(page, "Overview")
+    wait_for_more(page, checks, CHECKS)
     settle(page, "Overview")
     expect(main.get_by_text("With all runs: a =")).to_be_visible()
-    assert asked(page, "exclude") == name
+    page.wait_for_function(ASKS, arg=["exclude", name])

@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 MOVES = 20
+VIEWS = ("Overview", "Extrapolate")
 OUT = Path(__file__).resolve().parents[2] / "results" / "bench"
 FRAME_MS = 100.0
 """A move that takes longer is felt as a delay (Nielsen 1993, ch. 5)."""
-MOVE = """([slider, by]) => new Promise(done => {
+MOVE = """(slider, by) => new Promise(done => {
   const started = performance.now();
   slider.value = Number(slider.value) + by;
   slider.dispatchEvent(new Event("input", { bubbles: true }));
-  requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - started)));
+  const moved = performance.now() - started;
+  requestAnimationFrame(() => requestAnimationFrame(
+    () => done([moved, performance.now() - started])));
 })"""
+"""Milliseconds of the page's own work, and with the two frames in which the browser draws it."""
 SEEN = """root => [
   root.querySelector(".says").textContent,
   root.querySelector("pre").textContent,
@@ -41,7 +45,23 @@ def is_poll(frame: bytes) -> bool:
     return bool(message.rerun_script.is_auto_rerun)
 
 
-@pytest.mark.parametrize("view", ["Overview", "Extrapolate"])
+def moves(slider: Locator, view: str) -> dict[str, float]:
+    """Move the slider to and fro; return what a move takes, and write it down."""
+    taken = [slider.evaluate(MOVE, by) for by in (1, -1) * (MOVES // 2)]
+    work, drawn = zip(*taken, strict=True)
+    figures = {
+        "work_ms": statistics.median(work),
+        "median_ms": statistics.median(drawn),
+        "slowest_ms": max(drawn),
+        "moves": MOVES,
+    }
+    print(f"\n{view}: {figures}")
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / f"slider-{view.lower()}.json").write_text(json.dumps(figures, indent=1))
+    return figures
+
+
+@pytest.mark.parametrize("view", VIEWS)
 def test_a_move_changes_everything_without_the_server(
     view: str,
     address: Callable[[str], Any],
@@ -65,13 +85,23 @@ def test_a_move_changes_everything_without_the_server(
     page.keyboard.press("ArrowLeft")
     after = root.evaluate(SEEN)
     assert [old != new for old, new in zip(before, after, strict=True)] == [True] * len(before)
-    taken = [slider.evaluate(f"(e, by) => ({MOVE})([e, by])", by) for by in (1, -1) * (MOVES // 2)]
+    # How soon the browser draws it depends on what else runs here: the test below holds that.
+    assert moves(slider, view)["work_ms"] < FRAME_MS
     assert [each for each in sent if not is_poll(each)] == []
     assert seen.errors == []
     assert seen.foreign == []
     picture(page, f"slider-{view.lower()}")
-    figures = {"median_ms": statistics.median(taken), "slowest_ms": max(taken), "moves": MOVES}
-    print(f"\n{view}: {figures}")
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / f"slider-{view.lower()}.json").write_text(json.dumps(figures, indent=1))
-    assert figures["median_ms"] < FRAME_MS
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_move_is_drawn_in_time(
+    view: str,
+    address: Callable[[str], Any],
+    visit: Callable[..., Any],
+    settle: Callable[[Page, str], None],
+) -> None:
+    page, _ = visit(address("table").at(page=view))
+    settle(page, view)
+    slider = page.locator(".explorer input[type=range]").first
+    assert moves(slider, view)["median_ms"] < FRAME_MS

@@ -38,9 +38,25 @@ def small_store(stores: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
     return results
 
 
+@pytest.fixture(scope="session")
+def settle() -> Callable[[AppTest], None]:
+    """Return a waiter for the fits of a page, which asks for them again as the browser does."""
+
+    def wait(test: AppTest) -> None:
+        deadline = time.monotonic() + FIT_S
+        while any("updates when it is done" in caption.value for caption in test.caption):
+            assert time.monotonic() < deadline, f"the fit did not end in {FIT_S} s"
+            time.sleep(POLL_S)
+            test.run()
+
+    return wait
+
+
 @pytest.fixture
-def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
-    """Return an opener of the app on a results folder, its fit awaited as the browser does."""
+def page(
+    monkeypatch: pytest.MonkeyPatch, settle: Callable[[AppTest], None]
+) -> Iterator[Callable[..., AppTest]]:
+    """Return an opener of the app on a results folder, its fit awaited."""
 
     def open_page(results: Path, file: Path | None = None, **query: str) -> AppTest:
         monkeypatch.setenv("SCALELAB_RESULTS", str(results))
@@ -48,15 +64,11 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
             monkeypatch.delenv("SCALELAB_DASHBOARD_FILE", raising=False)
         else:
             monkeypatch.setenv("SCALELAB_DASHBOARD_FILE", str(file))
-        test = AppTest.from_file(str(Path(app.__file__)), default_timeout=60)
+        test = AppTest.from_file(str(Path(app.__file__)), default_timeout=FIT_S)
         for name, value in query.items():
             test.query_params[name] = value
         test.run()
-        deadline = time.monotonic() + FIT_S
-        while any("updates when it is done" in caption.value for caption in test.caption):
-            assert time.monotonic() < deadline, f"the fit did not end in {FIT_S} s"
-            time.sleep(POLL_S)
-            test.run()
+        settle(test)
         return test
 
     return open_page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,18 +167,19 @@ def test_a_wrong_limit_keeps_the_decision(page: Opener, said: Said, small_store:
 
 @pytest.mark.slow
 def test_checkpoints_are_left_out_in_one_click(
-    page: Opener, said: Said, commands: Commands, tmp_path: Path, checkpoints: Path
+    page: Opener,
+    settle: Callable[[AppTest], None],
+    said: Said,
+    commands: Commands,
+    tmp_path: Path,
+    checkpoints: Path,
 ) -> None:
     test = page(tmp_path, checkpoints)
     assert "checkpoints" in said(test)
     found = [button for button in test.button if button.label == "Keep the last row of each run"]
     assert len(found) == 1
     found[0].click().run()
-    deadline = time.monotonic() + 240
-    while any("updates when it is done" in caption.value for caption in test.caption):
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-        test.run()
+    settle(test)
     assert not test.exception
     assert any("--last-of run" in command for command in commands(test))
     assert "a table of 25 rows" in said(test)

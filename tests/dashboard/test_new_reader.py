@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -61,7 +60,11 @@ def test_overview_and_decide_state_one_interval_and_one_advice(
 
 @pytest.mark.slow
 def test_the_outliers_are_left_out_by_one_click_and_marked_in_runs(
-    page: Opener, said: Said, commands: Callable[[AppTest], list[str]], two_sweeps: Path
+    page: Opener,
+    settle: Callable[[AppTest], None],
+    said: Said,
+    commands: Callable[[AppTest], list[str]],
+    two_sweeps: Path,
 ) -> None:
     marked = page(two_sweeps, page="Runs", sweep="narrow").dataframe[0].value
     outliers = marked["run_id"][marked[runs.MARK] == "outlier"].tolist()
@@ -70,11 +73,7 @@ def test_the_outliers_are_left_out_by_one_click_and_marked_in_runs(
     button = overview.button(key="exclude_outliers")
     assert button.label == "Exclude these 3 runs and refit"
     button.click().run()
-    deadline = time.monotonic() + 60
-    while any("updates when it is done" in each.value for each in overview.caption):
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-        overview.run()
+    settle(overview)
     assert sorted(overview.query_params["exclude"].split(",")) == sorted(outliers)
     text = said(overview)
     sizes = re.search(
