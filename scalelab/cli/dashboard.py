@@ -171,6 +171,7 @@ def server_words(app: Path, port: int, *, is_headless: bool = True) -> list[str]
         "server.headless": str(is_headless).lower(),
         "server.fileWatcherType": "none",
         "server.disconnectedSessionTTL": "5",
+        "server.websocketPingInterval": "300",  # a browser on a busy machine is late, not gone
         "server.enableWebsocketCompression": "true",
         "server.maxUploadSize": "200",
         "browser.gatherUsageStats": "false",
