@@ -119,7 +119,9 @@ def browser(give_up: Callable[[str], None]) -> Iterator[Browser]:
         give_up(f"no browser: none of {', '.join(NAMES)} is installed (`make system` does it)")
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        chromium = playwright.chromium.launch(
+            executable_path=path, args=list(FLAGS), timeout=PATIENCE_MS
+        )
         yield chromium
         chromium.close()
 
