@@ -105,13 +105,13 @@ class Cluster:
             ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={socket_path}"]
             + [f"--{word}-file={self.folder}/munged.{word}" for word in ("pid", "log", "seed")],
         )
-        wait_until(socket_path.exists, "munged's socket", 10)
+        wait_until(socket_path.exists, "munged's socket", 60)
         if self.accounting:
             self._start_database()
         self.revive("slurmctld")
         for node in self.nodes:
             self._start_node(node)
-        wait_until(lambda: self._idle_nodes() == len(self.nodes), "idle nodes", 40)
+        wait_until(lambda: self._idle_nodes() == len(self.nodes), "idle nodes", 240)
 
     def stop(self) -> None:
         """Cancel all jobs and end every daemon that was started here, by its pid."""
@@ -134,8 +134,8 @@ class Cluster:
         if "slurmctld" in self.daemons:
             user = f"--user={getpass.getuser()}"
             with contextlib.suppress(subprocess.SubprocessError):
-                self.command("scancel", user, timeout=15)
-                self.command("scancel", "--signal=KILL", user, timeout=15)
+                self.command("scancel", user, timeout=60)
+                self.command("scancel", "--signal=KILL", user, timeout=60)
 
     def logs(self, n_lines: int = 5) -> str:
         """Return the last lines of every daemon's log."""
@@ -145,7 +145,7 @@ class Cluster:
         }
         return "\n".join(f"{name}: {line}" for name, lines in tails.items() for line in lines)
 
-    def command(self, *words: str, timeout: float = 30) -> str:
+    def command(self, *words: str, timeout: float = 120) -> str:
         """Run one of SLURM's commands and return what it prints."""
         answer = subprocess.run(
             words,
@@ -172,7 +172,7 @@ class Cluster:
         """Start a killed daemon again and wait until it answers."""
         if name != "slurmctld":
             self._start_node(name)
-            wait_until(lambda: self._idle_nodes() == len(self.nodes), f"node {name}", 40)
+            wait_until(lambda: self._idle_nodes() == len(self.nodes), f"node {name}", 240)
             return
         is_first = not any((self.folder / "state").iterdir())
         words = ["slurmctld", "-D", *(["-i"] if is_first else []), "-f", str(self.config)]
@@ -180,10 +180,10 @@ class Cluster:
 
         def answers() -> bool:
             with contextlib.suppress(subprocess.SubprocessError):
-                return "UP" in self.command("scontrol", "ping", timeout=10)
+                return "UP" in self.command("scontrol", "ping", timeout=30)
             return False
 
-        wait_until(answers, "slurmctld", 30)
+        wait_until(answers, "slurmctld", 240)
 
     def _spawn(self, name: str, words: list[str]) -> None:
         with (self.folder / "log" / f"{name}.out").open("ab") as log:
@@ -257,7 +257,7 @@ class Cluster:
                 "--innodb-lock-wait-timeout=900",
             ],
         )
-        wait_until(lambda: _is_listening(port), "MariaDB", 30)
+        wait_until(lambda: _is_listening(port), "MariaDB", 240)
         config = self.folder / "slurmdbd.conf"
         config.touch(mode=0o600)
         config.write_text(
@@ -268,7 +268,7 @@ class Cluster:
             f"StorageUser=slurm\nStoragePass={password}\nStorageLoc=slurm_acct_db\n"
         )
         self._spawn("slurmdbd", ["slurmdbd", "-D"])
-        wait_until(lambda: _is_listening(self.first_port + 1), "slurmdbd", 30)
+        wait_until(lambda: _is_listening(self.first_port + 1), "slurmdbd", 240)
         # Added before slurmctld registers; otherwise sacct would miss the first jobs.
         for words in (
             ["cluster", "tests"],
@@ -381,7 +381,7 @@ def main() -> None:
         try:
             cluster.start()
             words = ("srun", "-N2", "--export=ALL", "true")
-            cluster.command(*words, timeout=60)
+            cluster.command(*words, timeout=300)
         except (OSError, subprocess.SubprocessError) as error:
             sys.exit(f"no SLURM, though it is installed: {error}\n{cluster.logs()}")
         finally:

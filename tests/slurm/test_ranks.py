@@ -53,4 +53,4 @@ def test_runs_of_two_tasks_have_the_losses_of_one(
         return [line for line in lines if line.startswith(intent.job_name)]
 
     # The second task ended too when the first had no more runs.
-    wait_for(lambda: jobs() == [f"{intent.job_name} COMPLETED 2"], "end of the job", 20)
+    wait_for(lambda: jobs() == [f"{intent.job_name} COMPLETED 2"], "end of the job", 120)

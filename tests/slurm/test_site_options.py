@@ -39,7 +39,7 @@ def test_a_job_with_site_options_runs_and_has_them(
     )
     launcher = sweep.start_launcher()
     stopping.append(launcher)
-    said, _ = launcher.communicate(timeout=90)
+    said, _ = launcher.communicate(timeout=300)
     assert set(sweep.statuses().values()) == {"done"}, said
     (note,) = (sweep.results.sweep(sweep.name) / "intents").glob("*/job.json")
     job = cluster.command("scontrol", "show", "job", str(json.loads(note.read_text())["job_id"]))
@@ -61,7 +61,7 @@ def test_what_the_controller_refuses_is_an_error_with_its_words(
     sweep = make_sweep(tmp_path / "results", seeds=1, n_tokens=2e4, slurm={"sbatch": {name: value}})
     launcher = sweep.start_launcher()
     stopping.append(launcher)
-    said, _ = launcher.communicate(timeout=90)
+    said, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 1
     assert "a job that sbatch refuses" in said
     assert set(sweep.statuses().values()) == {"planned"}

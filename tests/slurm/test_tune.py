@@ -25,7 +25,7 @@ def test_a_tuning_runs_as_jobs_and_resumes(cluster, tmp_path):
 
     def tune(trials: int) -> dict:
         command = [sys.executable, "-m", "scalelab", *words, "--trials", str(trials)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=800)
         assert done.returncode == 0, done.stderr + done.stdout
         return json.loads(done.stdout)
 
