@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import streamlit as st
 
-from scalelab.api import fits as api_fits
 from scalelab.api import metrics as api_metrics
 from scalelab.api import predictions as api_predictions
 from scalelab.api.comparisons import source_of
+from scalelab.api.forecasts import forecasts
 from scalelab.api.laws import load_law
 from scalelab.fit.isoflop import fit_isoflop
 from scalelab.forecast.bands import bands_between
@@ -165,7 +165,7 @@ def against_published(key: FitKey, _report: FitReport) -> pd.DataFrame:
 @st.cache_resource(max_entries=64, show_spinner=False)
 def forecast(key: FitKey, asked: str, _report: FitReport) -> Forecast | Failure:
     """Return one forecast: the answer that ``scalelab fit --predict`` prints."""
-    return attempt(lambda: api_fits.forecasts(_report, asked)[0])
+    return attempt(lambda: forecasts(_report, asked)[0])
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)

@@ -18,8 +18,9 @@ from scalelab.api.adaptive import AdaptReport, ProgressCallbacks, adapt
 from scalelab.api.backtests import BacktestReport, backtest
 from scalelab.api.decisions import decide
 from scalelab.api.evaluations import evaluate
-from scalelab.api.fits import AUTO_FORM, compare, fit, load, predict
+from scalelab.api.fits import AUTO_FORM, compare, fit, load
 from scalelab.api.folders import archive, disk_usage, merge, remove, restore
+from scalelab.api.forecasts import predict
 from scalelab.api.laws import list_laws, load_law, save_law
 from scalelab.api.metrics import fit_metrics, list_metrics
 from scalelab.api.mixtures import best_mixture, fit_mixture

@@ -1,4 +1,4 @@
-"""The verbs for finished runs: `load`, `fit`, `predict` and `compare`.
+"""The verbs for finished runs: `load`, `fit` and `compare`.
 
 Each verb imports the heavy libraries that it needs.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalelab.api.arguments import as_bootstrap, as_names, as_objective, as_requests
 from scalelab.api.data import DEFAULT_RESULTS, frame_of, read_runs, rejected_rows, split_runs
-from scalelab.errors import DataError, UsageError
+from scalelab.errors import DataError
 from scalelab.forecast.one_thread import on_one_thread
 
 if TYPE_CHECKING:
@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from scalelab.fit.bootstrap import BootstrapSpec
     from scalelab.fit.objective import Objective
     from scalelab.fit.outcome import FitWarning
-    from scalelab.forecast.allocate import Forecast, Refusal, Request
+    from scalelab.forecast.allocate import Refusal, Request
     from scalelab.forecast.averaged import AveragedFit
     from scalelab.forecast.fit_report import FitReport as BaseFitReport
-    from scalelab.forecast.forecaster import Forecaster
-    from scalelab.forecast.law_file import SavedLaw
     from scalelab.records.types import Observations
     from scalelab.store.reading import Reading
 
@@ -301,65 +299,6 @@ def _average(rows: Observations) -> tuple[AveragedFit | None, list[FitWarning]]:
 def _answered(requests: Sequence[Request], refusals: Sequence[Refusal]) -> list[Request]:
     refused = {each.asked for each in refusals}
     return [each for each in requests if each.text not in refused]
-
-
-def predict(
-    report: BaseFitReport | SavedLaw, *asked: Asked, level: float | None = None, **named: Any
-) -> pd.DataFrame:
-    """Predict runs from a fit or a law, one row per request.
-
-    Parameters
-    ----------
-    report : FitReport or SavedLaw
-        From `fit` or `load_law`. The limits of a law without replicates are NaN.
-    asked : str, dict or DataFrame
-        ``"N=7e9"`` (with its compute-optimal D), ``"N=7e9,D=2e12"``, ``"C=1e24"`` (training
-        FLOPs), ``{"N": 7e9}``, or a DataFrame with such columns.
-    level : float, optional
-        Level of the intervals; default: that of the report, 0.9 for a saved law.
-    named
-        The same as keywords: ``predict(report, C=1e24)``.
-
-    Raises
-    ------
-    UsageError
-        If a request cannot be read.
-    NotIdentifiedError
-        If the runs do not answer a request.
-    """
-    import pandas as pd
-
-    return pd.DataFrame([f.to_dict() for f in forecasts(report, *asked, level=level, **named)])
-
-
-@on_one_thread
-def forecasts(
-    report: BaseFitReport | SavedLaw, *asked: Asked, level: float | None = None, **named: Any
-) -> tuple[Forecast, ...]:
-    """Return the forecasts that `predict` has as rows; same arguments and errors."""
-    from scalelab.fit.intervals import check_level
-    from scalelab.forecast.fit_report import FitReport
-    from scalelab.forecast.forecaster import forecaster
-    from scalelab.forecast.law_file import SavedLaw
-
-    if not isinstance(report, (FitReport, SavedLaw)):
-        raise UsageError(
-            f"a {type(report).__name__} to predict from",
-            "the report of a fit, or a law",
-            "Use fit(df) or load_law('besiroglu').",
-        )
-    requests = as_requests([*asked, *([named] if named else [])])
-    if not requests:
-        raise UsageError("nothing to predict", "N, D or C", 'Write predict(report, "C=1e24").')
-    if level is not None:
-        check_level(level)
-    if isinstance(report, SavedLaw):
-        source: Forecaster = forecaster(
-            report.as_fit(), level or DEFAULT_LEVEL, report.fitted_range()
-        )
-    else:
-        source = report.forecaster_at(level or report.level)
-    return tuple(source.forecast(each) for each in requests)
 
 
 def compare(

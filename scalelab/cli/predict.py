@@ -150,7 +150,7 @@ def _predict_by(
 ) -> int:
     """Print the forecasts of a saved or published law."""
     from scalelab import api
-    from scalelab.api.fits import forecasts
+    from scalelab.api.forecasts import forecasts
     from scalelab.cli.fit_page import ANSWER_STYLE, answer
     from scalelab.cli.fit_tables import DIM_STYLE
     from scalelab.forecast.allocate import LAW

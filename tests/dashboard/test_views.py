@@ -164,7 +164,7 @@ def test_the_convention_changes_the_fit_and_the_command(
 def test_the_saved_run_is_a_sweep_file(small_store: Path) -> None:
     from scalelab_dashboard.assess import run_as_sweep
 
-    from scalelab.api.fits import forecasts
+    from scalelab.api.forecasts import forecasts
 
     report = api.fit(results=small_store)
     forecast = forecasts(report, "C=1e22")[0]

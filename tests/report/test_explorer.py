@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scalelab.api import fit
-from scalelab.api.fits import forecasts
+from scalelab.api.forecasts import forecasts
 from scalelab.api.reports import FitReport
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.forecast.headline import headline

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scalelab.api import fit
 from scalelab.api.data import frame_of
-from scalelab.api.fits import forecasts
+from scalelab.api.forecasts import forecasts
 from scalelab.errors import UsageError
 from scalelab.fit.bootstrap import BootstrapSpec
 from scalelab.fit.budget_outliers import LEAST_ROWS
