@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError
 from scalelab.fit.bootstrap import BootstrapSpec
-from scalelab.fit.isoflop import budgets_of
+from scalelab.fit.compute_folds import MAX_FOLDS, MIN_FOLDS, folds_of
 from scalelab.fit.objective import Objective
 from scalelab.fit.outcome import ParametricFit
 from scalelab.fit.parametric import fit_parametric
@@ -37,13 +37,10 @@ FORMS = ("chinchilla", "tied", "gamma", "kaplan")
 """Forms of (N, D) that are compared by default."""
 OBJECTIVES = (Objective(), Objective(delta=1e-2), Objective(loss="ls"))
 """Objectives with which each form is fitted: from nearly absolute to squared."""
-MAX_FOLDS = 6
-"""Largest number of budgets that are predicted; of more, a part that is spread evenly."""
 MOST_ROWS = 400
 """Largest number of rows that a fold is fitted to; of more, a part that is spread evenly."""
 TIME_LIMIT_S = 120.0
 """Time after which no other form and objective is tried."""
-MIN_FOLDS = 3
 MIN_SPARE_ROWS = 3
 """Minimum number of rows of a fold beyond the number of parameters."""
 REPLICATES = 100
@@ -301,26 +298,6 @@ def _shares(
         return (1.0, *[0.0] * (len(scored) - 1))
     wins = np.bincount(means.argmin(axis=0), minlength=len(scored))
     return tuple(float(share) for share in wins / len(draws))
-
-
-def folds_of(observations: Observations) -> tuple[NDArray[np.intp], FloatArray]:
-    """Return each row's level of compute (0 is the lowest), and the centre of each level.
-
-    With `MIN_FOLDS` budgets or more the levels are the budgets; rows without a budget belong to the
-    nearest one. Otherwise the levels are equal parts of the rows by compute.
-    """
-    budget, _ = budgets_of(observations)
-    centres = np.unique(budget[np.isfinite(budget)])
-    log_c = np.log(observations.flops)
-    if len(centres) < MIN_FOLDS:
-        parts = min(MAX_FOLDS, len(np.unique(observations.flops)))
-        edges = np.quantile(log_c, np.linspace(0, 1, parts + 1))
-        centres = np.exp((edges[1:] + edges[:-1]) / 2)
-        return np.clip(np.searchsorted(edges, log_c, side="right") - 1, 0, parts - 1), centres
-    middles = (np.log(centres)[1:] + np.log(centres)[:-1]) / 2
-    nearest = np.searchsorted(middles, log_c)
-    # The budget column decides: its convention may differ from that of the FLOPs.
-    return np.where(np.isfinite(budget), np.searchsorted(centres, budget), nearest), centres
 
 
 def aicc(fit: ParametricFit) -> float:

@@ -5,9 +5,10 @@ import pytest
 
 from scalelab.errors import DataError
 from scalelab.fit.bootstrap import BootstrapSpec
+from scalelab.fit.compute_folds import folds_of
 from scalelab.fit.objective import Objective
 from scalelab.fit.parametric import fit_parametric
-from scalelab.fit.select import aicc, columns_of, compare, folds_of
+from scalelab.fit.select import aicc, columns_of, compare
 from scalelab.fit.selected import SelectedFit, first_identified, fit_selected
 from scalelab.records.types import Observations
 
