@@ -37,8 +37,9 @@ from scalelab.store.metric import metric_expression, parse_metric, without_metri
 from scalelab.store.plausible import plausibility_notes
 from scalelab.store.public_tables import published_text
 from scalelab.store.read_options import ReadOptions
+from scalelab.store.rejects import nothing_left, rejects_of
 from scalelab.store.table_files import open_file
-from scalelab.store.table_read import Reject, TableRead
+from scalelab.store.table_read import TableRead
 from scalelab.store.table_source import TableSource, is_numeric, open_frame, quote
 from scalelab.theory.accounting import FLOP_CONVENTIONS, PARAM_CONVENTIONS, train_flops_6nd
 from scalelab.units import plural
@@ -203,10 +204,10 @@ class _Reader:
         }
         flop_convention = self._derive(core)
         is_bad = np.logical_or.reduce(list(bad.values()))
-        rejects = self._explain(row, bad)
+        rejects = rejects_of(self.source, self.mapping, row, bad)
         keep = np.flatnonzero(~is_bad)
         if not len(keep):
-            raise self._nothing_left(rejects)
+            raise nothing_left(self.source.name, options.where, rejects)
         names = self.source.lines(row) if names is None else names.astype(np.str_)
         source = self.source.name + (f" where {options.where}" if options.where else "")
         if asked := options.reading.exclude:
@@ -334,47 +335,6 @@ class _Reader:
             return "kaplan"
         return theirs if theirs in known else otherwise
 
-    def _explain(
-        self, row: NDArray[np.int64], bad: Mapping[str, NDArray[np.bool_]]
-    ) -> tuple[Reject, ...]:
-        """Return the rejects in the order of the table, each with its first invalid column."""
-        if any(column.any() for column in bad.values()):
-            self.source.count_lines()
-        rejects = [
-            Reject(line=line, column="", value=text, reason=reason)
-            for line, text, reason in self.source.malformed
-        ]
-        seen = np.zeros(len(row), bool)
-        for name, column in bad.items():
-            at = np.flatnonzero(column & ~seen)
-            seen |= column
-            theirs = self.mapping[name]
-            expression = quote(theirs) if theirs in self.source.types else f"({theirs})"
-            texts = self.source.cells(expression, row[at]) if len(at) else []
-            rejects += [
-                Reject(line=int(line), column=name, value=text or "", reason=_reason(name, text))
-                for line, text in zip(self.source.lines(row[at]), texts, strict=True)
-            ]
-        return tuple(sorted(rejects, key=lambda reject: reject.line))
-
-    def _nothing_left(self, rejects: tuple[Reject, ...]) -> DataError:
-        where = self.options.where
-        if rejects:
-            first = rejects[0]
-            return DataError(
-                f"{self.source.name} without a usable row (line {first.line}: {first.reason})",
-                "finite n_params, n_tokens and losses above zero",
-                "Give those columns numbers above zero, or read others, for example --map "
-                "loss_nats=val_loss.",
-            )
-        return DataError(
-            f"{self.source.name} without rows" + (f" where {where}" if where else ""),
-            "at least one row",
-            'Use a condition that selects rows, for example --where "n_params > 1e6".'
-            if where
-            else "Add rows below the line of column names.",
-        )
-
     def _note_duplicates(self, observations: Observations) -> None:
         mixed = np.zeros(len(observations), dtype=np.uint64)
         for name in CORE:
@@ -388,16 +348,6 @@ class _Reader:
                 f"{plural(extra, 'row')} {'repeats' if extra == 1 else 'repeat'} another row "
                 "exactly. Each counts as a separate run; remove rows that are copies."
             )
-
-
-def _reason(name: str, text: str | None) -> str:
-    if text is None:
-        return f"{name} is missing"
-    try:
-        value = float(text)
-    except ValueError:
-        return f"{name} is not a number: {text!r}"
-    return f"{name} is not {'above zero' if np.isfinite(value) else 'finite'}: {text}"
 
 
 def _positive_or_nan(budget: FloatArray) -> FloatArray:
