@@ -1,6 +1,7 @@
 """Fixtures: results folders with real run folders."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def query(results: Path, sql: str) -> list:
     """Return the rows of a query on the snapshot of a results folder."""
     with open_snapshot(results) as connection:
         return connection.execute(sql).fetchall()
+
+
+def tree(path: Path) -> dict[str, bytes | None]:
+    """Return the content of every file of the parts of a results folder; None for a folder."""
+    return {
+        str(entry.relative_to(path)): entry.read_bytes() if entry.is_file() else None
+        for entry in sorted(path.rglob("*"))
+        if not any(p.startswith((".", "scalelab.duckdb")) for p in entry.relative_to(path).parts)
+    }
 
 
 def spec_of(seed: int, d_model: int = 48) -> RunSpec:
@@ -130,6 +140,11 @@ class Maker:
 @pytest.fixture(scope="session")
 def base_spec() -> RunSpec:
     return BASE
+
+
+@pytest.fixture
+def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="session")

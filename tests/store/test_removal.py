@@ -1,7 +1,6 @@
 """Removing parts of a results folder: shared runs stay, and what is freed is what was said."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,14 +22,10 @@ from scalelab.records.removal import RemoveOptions, apply_removal, plan_removal
 from scalelab.store.collect import collect
 from scalelab.store.live import LIVE_FILE, SNAPSHOT_FILE, open_snapshot
 
+pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 SWEEPS = st.dictionaries(
     st.sampled_from(["a", "b", "c"]), st.sets(st.integers(0, 5), min_size=1), min_size=1
 )
-
-
-@pytest.fixture(autouse=True)
-def without_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def entries(path: Path) -> set[str]:
