@@ -12,8 +12,9 @@ from scalelab.errors import UsageError
 
 if TYPE_CHECKING:
     from scalelab.fit.best_mixing import BestWeights
-    from scalelab.fit.mixing import MixtureFit, MixtureRuns
+    from scalelab.fit.mixing import MixtureFit
     from scalelab.fit.mixing_goal import MixtureLimits
+    from scalelab.fit.mixture_runs import MixtureRuns
     from scalelab.store.reading import Reading
 
 

@@ -11,9 +11,10 @@ from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError, did_you_mean
 from scalelab.fit.gauss_newton import GaussNewtonModel
 from scalelab.fit.intervals import check_level
-from scalelab.fit.mixing import FormScore, MixtureFit, MixtureRuns, SetLaw, r_squared
+from scalelab.fit.mixing import FormScore, MixtureFit, SetLaw, r_squared
 from scalelab.fit.mixing_folds import Folds, folds_of
 from scalelab.fit.mixture_checks import check_design
+from scalelab.fit.mixture_runs import MixtureRuns
 from scalelab.fit.newton import minimise
 from scalelab.fit.outcome import FitWarning
 from scalelab.fit.parametric import box_of

@@ -15,7 +15,8 @@ from scalelab.sweep.run_spec import WEIGHT_TOLERANCE
 if TYPE_CHECKING:
     from scalelab.fit.best_mixing import BestWeights
     from scalelab.fit.intervals import Interval
-    from scalelab.fit.mixing import MixtureFit, MixtureRuns
+    from scalelab.fit.mixing import MixtureFit
+    from scalelab.fit.mixture_runs import MixtureRuns
     from scalelab.fit.outcome import FitWarning
 
 TERNARY = 3

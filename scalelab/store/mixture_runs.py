@@ -11,7 +11,7 @@ import numpy as np
 
 from scalelab.arrays import FloatArray
 from scalelab.errors import DataError, UsageError, did_you_mean, listed
-from scalelab.fit.mixing import MixtureRuns
+from scalelab.fit.mixture_runs import MixtureRuns
 from scalelab.records.metric import BITS_PER_BYTE, BPB, HELDOUT_SET, LOSS, NATS, parse_metric
 from scalelab.store.live import open_snapshot
 from scalelab.store.metric import metrics_of

@@ -6,10 +6,11 @@ import pytest
 from scalelab.api.mixtures import target_sets
 from scalelab.errors import DataError, UsageError
 from scalelab.fit.effective_data import effective_data
-from scalelab.fit.mixing import FormScore, MixtureRuns
+from scalelab.fit.mixing import FormScore
 from scalelab.fit.mixing_folds import folds_of
 from scalelab.fit.mixing_goal import MixtureLimits, within
 from scalelab.fit.mixing_search import choose_form, fit_mixtures
+from scalelab.fit.mixture_runs import MixtureRuns
 from scalelab.theory.laws.mixing import MIXING_LAWS, ExponentialMixing
 
 SOURCES = ("code", "web", "books")
