@@ -18,8 +18,10 @@ DENSE = BASE.shape
 MIXTURE = replace(DENSE, d_ff=32, n_experts=16, n_active_experts=4, d_shared_expert=64)
 
 
-@pytest.fixture
-def results(make):
+@pytest.fixture(scope="module")
+def results(maker, tmp_path_factory):
+    """Return a results folder with a dense run and a mixture of experts; tests only read it."""
+    make = maker(tmp_path_factory.mktemp("results"))
     runs = []
     for shape in (DENSE, MIXTURE):
         spec = replace(BASE, shape=shape)

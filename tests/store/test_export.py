@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -17,8 +18,10 @@ from scalelab.store.read_options import ReadOptions
 from scalelab.store.schema import TABLES
 
 
-@pytest.fixture
-def results(make):
+@pytest.fixture(scope="module")
+def results(maker, tmp_path_factory):
+    """Return one collected results folder for all tests: an export only reads it."""
+    make = maker(tmp_path_factory.mktemp("results"))
     runs = [make.done(seed, loss=1.0 + 1 / (seed + 3)) for seed in range(4)]
     make.sweep("s", runs[2::-1], [3e12, 1e12, 2e12])
     make.attempt(make.run(seed=9))
@@ -95,6 +98,7 @@ def test_a_file_is_whole_or_absent(results, tmp_path):
 
 
 def test_the_rows_of_an_import_come_by_its_name_and_are_pointed_to(results, tmp_path):
+    results = shutil.copytree(results, tmp_path / "results")
     for name, loss in (("theirs", 3), ("others", 2)):
         table = tmp_path / f"{name}.csv"
         table.write_text(f"n_params,n_tokens,loss\n1e6,2e7,{loss}\n2e6,2e7,{loss}\n")

@@ -122,10 +122,11 @@ def test_json_names_the_unit():
     }
 
 
-@pytest.fixture
-def results(tmp_path):
-    """A results folder with two sweeps of three runs and their evaluations, and an import."""
-    with duckdb.connect(str(tmp_path / SNAPSHOT_FILE)) as store:
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A results folder with two sweeps of three runs and their evaluations; tests only read it."""
+    folder = tmp_path_factory.mktemp("results")
+    with duckdb.connect(str(folder / SNAPSHOT_FILE)) as store:
         store.execute(create_statements())
         for i in range(6):
             store.execute(
@@ -152,7 +153,7 @@ def results(tmp_path):
                     "VALUES (?, 4, ?, ?, 99, false)",
                     [f"r{i}", name, kind],
                 )
-    return tmp_path
+    return folder
 
 
 def of_sweep(results, sweep, metric):

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -19,9 +20,17 @@ SWEEP = "INSERT INTO sweeps VALUES (?, ?, ?, ?, ?, ?)"
 
 
 @pytest.fixture
-def results(tmp_path) -> Path:
-    """Return a results folder whose snapshot has two sweeps and an import."""
-    with duckdb.connect(str(tmp_path / SNAPSHOT_FILE)) as store:
+def results(snapshot, tmp_path) -> Path:
+    """Return a results folder of the test's own, with a copy of the snapshot."""
+    shutil.copy(snapshot, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory) -> Path:
+    """Return a snapshot with two sweeps and an import."""
+    path = tmp_path_factory.mktemp("snapshot") / SNAPSHOT_FILE
+    with duckdb.connect(str(path)) as store:
         store.execute(create_statements())
         for i in range(6):
             status = "diverged" if i == 5 else "done"
@@ -42,7 +51,7 @@ def results(tmp_path) -> Path:
             "('theirs', 2, 1e8, 2e9, 3.1, 1.3e18, NULL, 'a', 'kaplan', '6nd', '{}'), "
             "('theirs', 3, 2e8, 2e9, 3.0, 2.6e18, NULL, 'a', 'kaplan', '6nd', '{}')"
         )
-    return tmp_path
+    return path
 
 
 def test_a_sweeps_finished_runs_come_in_the_order_of_its_plan(results):
@@ -116,12 +125,11 @@ def test_a_sweeps_training_curves_come_smoothed_and_without_warm_up(results):
         store.execute(
             "INSERT INTO attempts (run_id, attempt, curve_after_step) VALUES ('r0', 1, 0)"
         )
-        for step in range(1, 1001):
-            store.execute(
-                "INSERT INTO attempt_metrics (run_id, attempt, step, tokens, loss_nats) "
-                "VALUES ('r0', 1, ?, ?, ?)",
-                [step, 7000 * step, 3.0 + 0.5 * (-1) ** step],
-            )
+        store.execute(
+            "INSERT INTO attempt_metrics (run_id, attempt, step, tokens, loss_nats) "
+            "SELECT 'r0', 1, step, 7000 * step, 3.0 + 0.5 * (-1) ** step "
+            "FROM range(1, 1001) t(step)"
+        )
     curves = read_results(results, "old", ReadOptions()).curves
     assert set(curves.run_id) == {"r0"}
     assert curves.n_tokens.min() > 0.05 * 7e6
