@@ -1,7 +1,10 @@
 """What the tests of commands share: a runner of the command line, and a table."""
 
+import functools
+
 import pytest
 
+from scalelab.cli import devices
 from scalelab.cli.main import main
 from scalelab.fit import select
 
@@ -21,16 +24,29 @@ def run(capsys):
 
 
 @pytest.fixture(scope="session")
+def probe():
+    """Return the probe of this machine's accelerators, which imports torch in a process, once."""
+    return functools.cache(devices._probe)
+
+
+@pytest.fixture
+def probed_once(probe, monkeypatch):
+    """Probe the machine once: the tests that use it are about what is printed."""
+    monkeypatch.setattr(devices, "_probe", probe)
+
+
+@pytest.fixture(scope="session")
 def rankings():
     return {}
 
 
 @pytest.fixture
 def ranked_once(rankings, monkeypatch):
-    """Rank the forms of the same rows once: the tests that use it are about what is printed."""
+    """Rank the forms of the same rows once, with few replicates: the tests are about the page."""
     rank = select.compare
 
     def once(rows, **options):
+        options = {"k": 10, **options}
         key = (rows.loss_nats.tobytes(), repr(sorted(options.items())))
         if key not in rankings:
             rankings[key] = rank(rows, **options)

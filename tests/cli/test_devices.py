@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,11 @@ def test_without_torch_nothing_is_probed(commands: Any, monkeypatch: pytest.Monk
     assert "scalelab[train]" in check.do
 
 
-def test_the_probe_reports_what_torch_of_this_machine_says() -> None:
+def test_the_probe_reports_what_torch_of_this_machine_says(
+    probe: Callable[[], dict[str, Any]],
+) -> None:
     torch = pytest.importorskip("torch")
-    report = devices._probe()
+    report = probe()
     assert "torch_error" not in report
     assert report["built_for"] == (torch.version.cuda or torch.version.hip)
     assert len(report["devices"]) == torch.cuda.device_count()

@@ -86,6 +86,7 @@ def run(*words: str) -> tuple[int, str]:
     return result.return_value, result.stdout
 
 
+@pytest.mark.usefixtures("probed_once")
 def test_here_the_base_works_and_the_object_says_so(tmp_path: Path) -> None:
     code, out = run("--results", str(tmp_path), "--json")
     report = json.loads(out)

@@ -56,7 +56,7 @@ def test_the_rows_used_the_answer_and_the_verdict_with_its_warnings_come_first(
     assert out.count("outliers: ") == 1
 
 
-@pytest.mark.usefixtures("ranked_once")
+@pytest.mark.usefixtures("ranked_once", "probed_once")
 @pytest.mark.parametrize("command", ["fit", "decide", "doctor"])
 def test_narrow_output_cuts_no_number_and_keeps_its_width(run, file, monkeypatch, command):
     words = {

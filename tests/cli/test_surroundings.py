@@ -33,21 +33,24 @@ def shell(line, **variables):
     )
 
 
+FIT = "fit --from r.csv --bootstrap 0 --forecaster law"
+FULL = "standard output that cannot be written (No space left on device)"
+
+
+@pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
-    ("redirection", "code", "words"),
+    ("line", "code", "words"),
     [
-        (">&-", 141, ""),
-        ("> /dev/full", 3, "standard output that cannot be written (No space left on device)"),
-        ("--json > /dev/full", 3, "No space left on device"),
-        ("2>&-", 0, ""),
-        ("2> /dev/full", 0, ""),
-        ("<&- >&- 2>&-", 141, ""),
+        ("tables >&-", 141, ""),
+        (f"{FIT} > /dev/full", 3, FULL),
+        ("tables --json > /dev/full", 3, "No space left on device"),
+        (f"{FIT} 2>&-", 0, ""),
+        ("tables 2> /dev/full", 0, ""),
+        ("tables <&- >&- 2>&-", 141, ""),
     ],
 )
-def test_an_output_that_cannot_be_written_ends_without_a_traceback(table, redirection, code, words):
-    done = shell(
-        f"{shlex.join([*COMMAND, 'fit', '--from', str(table)])} --bootstrap 0 {redirection}"
-    )
+def test_an_output_that_cannot_be_written_ends_without_a_traceback(tmp_path, line, code, words):
+    done = shell(f"cd {shlex.quote(str(tmp_path))} && {shlex.join(COMMAND)} {line}")
     assert done.returncode == code
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == (3 if words else 0)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scalelab.cli.main import main
+from scalelab.sweep.speeds import unmeasured_cpu_speed
 from tests.cpu_limits import slowness
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.toml"))
@@ -156,7 +157,11 @@ def test_a_long_plan_is_refused_without_yes_and_nothing_is_started(
     assert not (tmp_path / "results" / "sweeps").exists()
 
 
-def test_repeating_text_often_is_refused_but_a_dry_run_still_prints(scalelab, measured, text):
+def test_repeating_text_often_is_refused_but_a_dry_run_still_prints(scalelab, text, monkeypatch):
+    def assumed(plan, execution, n_workers):
+        return unmeasured_cpu_speed(n_workers)
+
+    monkeypatch.setattr("scalelab.launch.proposal.speed_for", assumed)
     words = ("sweep", "grid", "--n-params", "15K", "--n-tokens", "100M", "--data", str(text))
     words = (*words, "--eval-tokens", "4K")
     code, out, _ = scalelab(*words, "--dry-run")
