@@ -79,8 +79,14 @@ def give_up() -> Callable[[str], None]:
 
 @pytest.fixture(scope="session")
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache folder that all launches share, so that the speed is measured once."""
-    return tmp_path_factory.mktemp("cache")
+    """Return a cache folder that all launches share, so that the speed is measured once.
+
+    The processes of a parallel run share it too: their folders lie in one folder of the run.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 NARROW_OUTLIERS = (14, 36, 49)
