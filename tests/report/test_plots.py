@@ -30,24 +30,26 @@ def axes():
     return Figure().subplots()
 
 
-@pytest.mark.parametrize(
-    ("suffix", "start"),
-    [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF"), (".PNG", b"\x89PNG")],
-)
-def test_the_suffix_decides_the_format(report, tmp_path, suffix, start):
+@pytest.mark.parametrize("suffix", [".png", ".PNG"])
+def test_the_suffix_decides_the_format(report, tmp_path, suffix):
     path = tmp_path / "deep" / f"fit{suffix}"
     draw_fit(report, path)
     content = path.read_bytes()
-    assert content.startswith(start)
+    assert content.startswith(b"\x89PNG")
     assert len(content) > 10_000
 
 
-def test_the_same_fit_writes_the_same_bytes(report, tmp_path):
-    for name in ("one.svg", "two.svg", "one.pdf", "two.pdf"):
-        draw_fit(report, tmp_path / name)
-    for suffix in ("svg", "pdf"):
-        one, two = (tmp_path / f"{name}.{suffix}" for name in ("one", "two"))
-        assert one.read_bytes() == two.read_bytes()
+@pytest.mark.parametrize(("suffix", "start"), [(".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_the_same_fit_writes_the_same_bytes_in_the_format_of_the_suffix(
+    report, tmp_path, suffix, start
+):
+    paths = [tmp_path / name / f"fit{suffix}" for name in ("one", "two")]
+    for path in paths:
+        draw_fit(report, path)
+    one, two = (path.read_bytes() for path in paths)
+    assert one == two
+    assert one.startswith(start)
+    assert len(one) > 10_000
 
 
 def test_another_suffix_is_refused_before_anything_is_drawn(report, tmp_path):
