@@ -42,9 +42,14 @@ def _six(value: float) -> str:
     return format_quantity(value, 4) if far else f"{value:.6g}"
 
 
-CHOICES: tuple[dict[str, str], ...] = (
+def slow(**choices: str) -> Any:
+    """Return choices that only `make test-all` tries: each takes a fit by page and by command."""
+    return pytest.param(choices, marks=pytest.mark.slow)
+
+
+CHOICES = (
     {},
-    {"count_n": "kaplan", "count_c": "6nd", "level": "80"},
+    slow(count_n="kaplan", count_c="6nd", level="80"),
     {"form": "tied", "holdout": "n_params > 1e9", "level": "95"},
 )
 
@@ -89,9 +94,9 @@ def test_fit_and_overview_say_what_fit_prints(
     [
         {"max_flops": "3e24"},
         {"target": "7B", "by": "Parameters N", "level": "80"},
-        {"target": "2T", "by": "Tokens D"},
-        {"target": "100K", "by": "GPU-hours", "gpu": "a100"},
-        {"target": "2M", "by": "Money", "mfu": "0.5"},
+        slow(target="2T", by="Tokens D"),
+        slow(target="100K", by="GPU-hours", gpu="a100"),
+        slow(target="2M", by="Money", mfu="0.5"),
     ],
     ids=lambda choices: choices.get("by", "compute"),
 )
@@ -117,11 +122,11 @@ def test_extrapolate_says_what_predict_prints(
     "choices",
     [
         {"max_flops": "1e22", "max_usd": "9K", "serve": "1T", "count_n": "kaplan"},
-        {"max_kg_co2": "2K", "grid_co2": "50", "price": "$2.50", "device": "b200"},
-        {"max_flops": "1e22", "grid_co2": "0", "price": "0"},
+        slow(max_kg_co2="2K", grid_co2="50", price="$2.50", device="b200"),
+        slow(max_flops="1e22", grid_co2="0", price="0"),
         {"law": "besiroglu", "max_flops": "5.76e23", "named": "7B:2T, 70B:1.4T"},
         {"law": "besiroglu", "max_flops": "1e24", "max_unique_tokens": "1B"},
-        {},
+        slow(),
     ],
     ids=["money", "carbon", "for nothing", "constants", "repeated", "no limit"],
 )
