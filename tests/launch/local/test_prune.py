@@ -12,6 +12,7 @@ import pytest
 from scalelab.cli.main import main
 from scalelab.launch import prune
 from scalelab.launch.execute import resume, save
+from scalelab.launch.local import pool
 from scalelab.launch.proposal import propose
 from scalelab.records.run_dir import PRUNED_FILE
 from scalelab.records.sweep_dir import Results
@@ -53,7 +54,9 @@ def saved_sweep(results: Results, text: Path, *, lr: float, seeds: str, extend: 
 def test_a_hopeless_run_is_pruned_and_a_healthy_sweep_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # Looks are frequent enough for the few seconds, on a fast machine less, that a run takes.
     monkeypatch.setattr(prune, "LOOK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(pool, "TICK_S", 0.1)
     text, results = tmp_path / "text", Results(tmp_path / "results")
     text.mkdir()
     rng = random.Random(5)

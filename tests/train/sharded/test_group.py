@@ -101,7 +101,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_can_resume(
     make_run: MakeRun, start: Callable[..., Job], together: Callable[..., str]
 ) -> None:
     run = make_run(n_steps=12)
-    job = start([run], 2, pause_s=0.2, checkpoint_interval_s=0.0)
+    job = start([run], 2, pause_s=1.0, checkpoint_interval_s=0.0)
     deadline = time.monotonic() + 300
     while not run.checkpoints():
         assert time.monotonic() < deadline
