@@ -45,6 +45,7 @@ cpus = 1
 mem_gb = 0.5
 time_min = 20
 target_job_minutes = 0
+array_parallelism = 2
 """
 # Streamlit replaces the bar for each count, so the first time of each text is what a person saw.
 WATCH = """() => {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from scalelab.report import figures_live, figures_runs
 from scalelab.store.expected import LEVEL
 from scalelab.store.run_status import share_done
 from scalelab.units import format_duration, format_flops, format_quantity
-from scalelab_dashboard import glossary, queries, ui
+from scalelab_dashboard import glossary, in_step, queries, ui
 from scalelab_dashboard.fits import Failure
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from scalelab_dashboard.choice import Choice
 
 MAX_RUNS = 8
+KINDS = {"isoflop": "isoFLOP"}
+STATES = (
+    *("done", "running", "queued", "planned"),
+    *("failed", "diverged", "pruned", "interrupted", "preempted", "cancelled"),
+)
 TICK_S = 10
 """Seconds after which the run folders are read again: a launcher that hangs or died publishes no
 snapshot, and its runs would stay on the page as running."""
@@ -45,8 +51,40 @@ def status_of(choice: Choice) -> SweepStatus | None:
     return None if isinstance(found, Failure) else found
 
 
-@st.fragment(run_every=TICK_S)
-def progress(choice: Choice) -> None:
+def newest(choice: Choice) -> Choice:
+    """Return the choice with its sweep as it is now; the page may still show older answers."""
+    stamp = queries.stamp_of(choice.results, None)
+    found = queries.sources(choice.results, stamp)
+    for source in () if isinstance(found, Failure) else found:
+        if choice.source is not None and source.name == choice.source.name:
+            return replace(choice, stamp=stamp, source=source)
+    return choice
+
+
+def state(choice: Choice) -> None:
+    """Draw the number of runs of the chosen sweep by status; of one that runs, anew each second."""
+    assert choice.source is not None
+    (_following if choice.source.is_unfinished else _counts)(choice)
+
+
+@st.fragment(run_every=in_step.LIVE_S)
+def _following(choice: Choice) -> None:
+    now = newest(choice)
+    _counts(now)
+    _progress(now)
+
+
+def _counts(choice: Choice) -> None:
+    source = choice.source
+    assert source is not None
+    status = status_of(choice)
+    counts = source.counts if status is None else status.counts
+    parts = [f"{counts[state]:,} {state}" for state in STATES if counts.get(state)]
+    kind = "import" if source.kind == "import" else f"{KINDS.get(source.kind, source.kind)} sweep"
+    st.markdown(f"**{ui.as_text(source.name)}**, {ui.as_text(kind)}: " + ", ".join(parts))
+
+
+def _progress(choice: Choice) -> None:
     """Draw how much of the chosen sweep is trained, and when it ends."""
     assert choice.source is not None
     status = status_of(choice)
@@ -64,6 +102,7 @@ def progress(choice: Choice) -> None:
 @st.fragment(run_every=TICK_S)
 def show(choice: Choice) -> None:
     """Draw the runs of the chosen sweep: curves so far, running runs, and runs without a result."""
+    choice = newest(choice)
     status = status_of(choice)
     if status is None:
         return

@@ -35,11 +35,6 @@ REMEDIES = {
 }
 """What the options in the message of a warning do, by its code."""
 _OPTION = re.compile(r"--(last-of|best-of|mean-of) ([\w,]+)")
-KINDS = {"isoflop": "isoFLOP"}
-STATES = (
-    *("done", "running", "queued", "planned"),
-    *("failed", "diverged", "pruned", "interrupted", "preempted", "cancelled"),
-)
 
 
 def show(choice: Choice) -> None:
@@ -180,13 +175,9 @@ def _state(choice: Choice) -> None:
     source = choice.source
     if source is None:
         return
+    live.state(choice)
     status = live.status_of(choice)
     counts = source.counts if status is None else status.counts
-    parts = [f"{counts[state]:,} {state}" for state in STATES if counts.get(state)]
-    kind = "import" if source.kind == "import" else f"{KINDS.get(source.kind, source.kind)} sweep"
-    st.markdown(f"**{ui.as_text(source.name)}**, {ui.as_text(kind)}: " + ", ".join(parts))
-    if source.is_unfinished:
-        live.progress(choice)
     ui.notes(queries.notes(choice.results, (source.name,)))
     failed = sum(counts.get(state, 0) for state in ("failed", "diverged"))
     if failed and status is None:
