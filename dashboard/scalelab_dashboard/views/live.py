@@ -62,7 +62,7 @@ def newest(choice: Choice) -> Choice:
 
 
 def state(choice: Choice) -> None:
-    """Draw the number of runs of the chosen sweep by status; of one that runs, anew each second."""
+    """Draw the number of runs of a sweep by status; of one that runs, again each second."""
     assert choice.source is not None
     (_following if choice.source.is_unfinished else _counts)(choice)
 
