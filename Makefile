@@ -39,7 +39,7 @@ system-check:
 demo: $(INSTALLED)
 	sh examples/demo.sh $(BIN)
 
-# What matters while you change the code: about 9 minutes on 2 cores. A core that runs out of tests
+# What matters while you change the code: 10 to 13 minutes on 2 cores. A core that runs out of tests
 # takes some of the other's.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(QUICK)"

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from scalelab_dashboard import queries
-from scalelab_dashboard.fits import Failure
 
 if TYPE_CHECKING:
     from scalelab_dashboard.fits import FitKey, Job
 
 HELD_S = 30.0
-"""Longest time for which a page shows the runs before; after it, the page says what it waits for.
-"""
+"""Longest time for which a page shows answers about earlier runs; then it says that it waits."""
 SHOWN, NEXT, SINCE = "answers_shown", "answers_next", "answers_held_since"
 
 
@@ -56,8 +54,5 @@ def newest(key: FitKey) -> FitKey:
     """Return the same request for the runs as they are now; unchanged if they are gone."""
     if key.file is not None:
         return replace(key, stamp=queries.stamp_of(key.results, key.file))
-    found = queries.sources(key.results, queries.stamp_of(key.results, None))
-    for source in () if isinstance(found, Failure) else found:
-        if source.name == key.sweep:
-            return replace(key, stamp=source.rows_stamp)
-    return key
+    source = queries.source_now(key.results, key.sweep)
+    return key if source is None else replace(key, stamp=source.rows_stamp)

@@ -71,6 +71,14 @@ def sources(results: str, stamp: str) -> list[Source] | Failure:
     return attempt(lambda: data.sources(results)) if stamp else []
 
 
+def source_now(results: str, name: str | None) -> Source | None:
+    """Return a sweep as the newest snapshot has it; None if it is not there."""
+    found = sources(results, stamp_of(results, None))
+    if isinstance(found, Failure):
+        return None
+    return next((source for source in found if source.name == name), None)
+
+
 @st.cache_resource(max_entries=16, show_spinner=False)
 def metrics(
     results: str,

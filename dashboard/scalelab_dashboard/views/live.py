@@ -53,12 +53,10 @@ def status_of(choice: Choice) -> SweepStatus | None:
 
 def newest(choice: Choice) -> Choice:
     """Return the choice with its sweep as it is now; the page may still show older answers."""
+    assert choice.source is not None
     stamp = queries.stamp_of(choice.results, None)
-    found = queries.sources(choice.results, stamp)
-    for source in () if isinstance(found, Failure) else found:
-        if choice.source is not None and source.name == choice.source.name:
-            return replace(choice, stamp=stamp, source=source)
-    return choice
+    source = queries.source_now(choice.results, choice.source.name)
+    return choice if source is None else replace(choice, stamp=stamp, source=source)
 
 
 def state(choice: Choice) -> None:
